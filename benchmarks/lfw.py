@@ -1,7 +1,7 @@
 """Measure the accuracy of models on LFW with several face detectors. Prints JSON, and a table on stderr.
 
     python benchmarks/lfw.py --model IR.xml [IR.xml ...] [--faces reference mtcnn yunet retail-0004] [--cache DIR]
-        [--recipes own five-point-150] [--pairs N] [--precision f32] [--against EARLIER.json]
+        [--recipes own five-point-150] [--pairs N] [--sides 20 32] [--precision f32] [--against EARLIER.json]
 
 The 7,701 images are cut with the boxes of each source, and, with `--recipes`, by other alignments than the model's own
 too. The rows are davidsandberg's protocol on one image and on image and mirror, Open Model Zoo's, and, on the reference
@@ -11,7 +11,9 @@ descriptors have no unit length, and its users compare Euclidean distances with 
 Every image is detected once by each detector, for all models, and crops that are alike to the last bit are embedded
 once. `--cache` keeps both, so that a run that was interrupted is resumed; what was made with another detector, model,
 device or inference precision is refused. `--pairs` takes the first N of each kind in each fold. `--against` ends with
-1 if a row is less accurate than an earlier answer's by more than 0.001. For speed see benchmarks/pipeline.py.
+1 if a row is less accurate than an earlier answer's by more than 0.001. `--sides` compares with smaller photos: the
+second one of each pair is reduced, by the mean over areas, so that the shorter side of its face's box has so many
+pixels, and the face is found anew. For speed see benchmarks/pipeline.py.
 """
 
 from __future__ import annotations
@@ -24,10 +26,12 @@ import itertools
 import json
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openvino as ov
 
@@ -39,7 +43,8 @@ from edgeface.model.ir_file import read_contract
 from edgeface.recognize.metrics import Metric
 from edgeface.runtime.embedder import Embedder
 from edgeface.runtime.plan import DevicePlan
-from edgeface.vision.detector import Detector, Faces
+from edgeface.vision.detector import SMALLEST_FACE, Detector, Faces
+from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
 
 DATA = Path(os.environ.get("EDGEFACE_DATA", Path(__file__).resolve().parents[2] / "shared" / "data"))
@@ -67,6 +72,7 @@ def main() -> None:
     parser.add_argument("--faces", nargs="+", default=["reference"], choices=["reference", "mtcnn", *MODELS])
     parser.add_argument("--recipes", nargs="+", default=["own"], metavar="RECIPE[:MARGIN]")
     parser.add_argument("--pairs", type=int, metavar="N", help="of each kind in each fold; by default all 300")
+    parser.add_argument("--sides", type=int, nargs="+", default=[], help="of the faces of the second photos, pixels")
     parser.add_argument("--device", default="CPU")
     parser.add_argument("--precision", choices=["f32", "bf16", "f16"], help="of inference; by default the device's own")
     parser.add_argument("--cache", type=Path, metavar="DIR", help="detections and embeddings of earlier runs")
@@ -77,9 +83,16 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     settings = {}
     with contextlib.ExitStack() as stack:
-        sources = {name: stack.enter_context(faces(name, options.device, options.cache)) for name in options.faces}
+        least = min([2 * SMALLEST_FACE, *options.sides]) // 2
+        sources = {
+            name: stack.enter_context(faces(name, options.device, options.cache, least)) for name in options.faces
+        }
+        sets = {name: (source, pairs, files) for name, source in sources.items()}
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        for (name, source), side in itertools.product(sources.items(), options.sides):
+            sets[f"{name}, {side} pixels"] = (source, *make_smaller(pairs, files, source, side, folder))
         for path in options.model:
-            rows += measure(path, options, pairs, files, sources, settings)
+            rows += measure(path, options, sets, settings)
     answer = {"benchmark": "lfw", "pairs": len(pairs), "models": settings, "rows": rows}
     print(json.dumps(answer, indent=2))
     print(table(rows), file=sys.stderr)
@@ -90,9 +103,7 @@ def main() -> None:
 def measure(
     path: Path,
     options: argparse.Namespace,
-    pairs: Pairs,
-    files: Sequence[Path],
-    sources: Mapping[str, FaceSource],
+    sets: Mapping[str, tuple[FaceSource, Pairs, Sequence[Path]]],
     settings: dict[str, object],
 ) -> Iterator[dict[str, object]]:
     """Measure one model with all faces and recipes, and add its settings."""
@@ -104,7 +115,7 @@ def measure(
         settings[model] = settings_of(embedder)
         kept = options.cache and options.cache / f"embeddings-{contract.contract_id}.npz"
         cache = Cache(embedder, kept)
-        for (name, source), recipe in itertools.product(sources.items(), options.recipes):
+        for (name, (source, pairs, files)), recipe in itertools.product(sets.items(), options.recipes):
             used = embedder.contract
             if recipe != "own":
                 kind, _, margin = recipe.partition(":")
@@ -134,6 +145,25 @@ def shortened(pairs: Pairs, most: int | None) -> Pairs:
     first, second = places.reshape(2, -1)
     names = tuple(pairs.images[index] for index in used)
     return dataclasses.replace(pairs, images=names, first=first, second=second, same=pairs.same[chosen])
+
+
+def make_smaller(
+    pairs: Pairs, files: Sequence[Path], source: FaceSource, side: int, folder: Path
+) -> tuple[Pairs, list[Path]]:
+    """Return the pairs with smaller copies for their second images, and the files of all; the copies are written."""
+    if source.detector is None:
+        raise SystemExit("--sides needs a detector, which finds the smaller faces: --faces mtcnn or yunet")
+    rows, second = np.unique(pairs.second, return_inverse=True)
+    copies = []
+    for row in rows:
+        photo = read_image(files[row])
+        (found,) = source.detector.detect([photo])
+        box = found.boxes[found.largest(photo.shape[:2])]
+        share = min(1.0, side / (box[2:] - box[:2]).min())
+        copies.append(folder / f"{source.detector.settings['name']}-{side}-{row}.png")
+        cv2.imwrite(str(copies[-1]), cv2.resize(photo, None, fx=share, fy=share, interpolation=cv2.INTER_AREA))
+    images = (*pairs.images, *(pairs.images[row] for row in rows))
+    return dataclasses.replace(pairs, images=images, second=len(files) + second), [*files, *copies]
 
 
 def worse_than(rows: Sequence[Mapping[str, object]], earlier: Sequence[Mapping[str, object]]) -> list[str]:
@@ -278,13 +308,13 @@ class Cache:
 
 
 @contextlib.contextmanager
-def faces(name: str, device: str, cache: Path | None) -> Iterator[FaceSource]:
+def faces(name: str, device: str, cache: Path | None, least: int) -> Iterator[FaceSource]:
     """Give what finds the faces; it remembers them for the next model, and in the cache for the next run."""
     if name == "reference":
         yield FaceSource(load_boxes(DATA / "lfw" / "mtcnn_reference.npz"))
     else:
         paths = {key: DATA / path for key, path in MODELS.get(name, {}).items()}
-        with load_detector(name, device=device, **paths) as detector:
+        with load_detector(name, device=device, min_size=least, **paths) as detector:
             kept = cache and cache / f"faces-{name}.npz"
             with contextlib.closing(CachedDetector(detector, kept)) as known:
                 yield FaceSource(detector=known)  # type: ignore[arg-type]

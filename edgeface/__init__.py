@@ -93,9 +93,6 @@ _DOWNLOADED = {
 }
 """Zoo name and file of each detector's model."""
 
-SMALLEST_FACE = 20
-"""Side in pixels of the smallest face that is looked for, as in davidsandberg/facenet: an eighth of FaceNet's input."""
-
 MODEL_VARIABLE = "EDGEFACE_MODEL"
 """Environment variable with the path of the default model."""
 
@@ -107,7 +104,7 @@ def load(
     detector: Literal["auto", "mtcnn", "yunet", "retail-0004"] | Detector | None = "auto",
     detector_model: Path | None = None,
     landmarks_model: Path | None = None,
-    min_size: int = SMALLEST_FACE,
+    min_size: int | None = None,
     liveness: bool | str | Path | LivenessChecker = False,
     flip: Literal["average", "concatenate"] | None = None,
     hint: Literal["latency", "throughput"] = "throughput",
@@ -126,8 +123,12 @@ def load(
     detector
         Name for `load_detector`; a loaded detector, which is closed with the result; or None: every photo is one
         aligned crop.
-    detector_model, landmarks_model, min_size
+    detector_model, landmarks_model
         For a detector given by name; see `load_detector`.
+    min_size
+        For a detector given by name: shorter side in pixels of the smallest face that is looked for. None: in each call
+        the smallest that its quality gate lets pass; without a gate a fifth of the model's input, and at least 20; see
+        `FaceAnalyzer.found_by`.
     liveness
         Whether to judge if faces are live: True, the models that `load_liveness` finds; the path of an IR of such a
         model, or of a folder of them; or a loaded checker, which is closed with the result.
@@ -201,7 +202,8 @@ def load(
         elif liveness is not False:
             checker = load_liveness(None if liveness is True else liveness, device=device)
             opened.callback(checker.close)
-        analyzer = FaceAnalyzer(embedder, finder, checker)
+        chosen = min_size is not None or loading is None
+        analyzer = FaceAnalyzer(embedder, finder, checker, fixed_size=chosen)
         opened.pop_all()
     return analyzer
 
@@ -315,7 +317,7 @@ def load_detector(
     device: str = "CPU",
     model: Path | None = None,
     landmarks_model: Path | None = None,
-    min_size: int = SMALLEST_FACE,
+    min_size: int | None = None,
     threshold: float | None = None,
     cache_dir: Path | None = None,
 ) -> Detector:

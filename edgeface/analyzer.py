@@ -24,9 +24,10 @@ from edgeface.recognize.open_set import SearchThreshold, choose_search_threshold
 from edgeface.recognize.threshold import Threshold, Verification, verify
 from edgeface.runtime.embedder import Embedder
 from edgeface.vision.align import align
-from edgeface.vision.detector import Detector
+from edgeface.vision.detector import Detector, FoundBy
 from edgeface.vision.image import Image, read_image
 from edgeface.vision.liveness import LivenessChecker
+from edgeface.vision.networks import NetworkDetector
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame
 
@@ -146,6 +147,8 @@ class FaceAnalyzer:
     liveness
         Closed with the analyzer; it needs a detector. `analyze` and `identify` then fill `Face.liveness`, which changes
         no other answer.
+    fixed_size
+        Whether the detector's own smallest face is looked for in each call; see `found_by`.
 
     Raises
     ------
@@ -153,7 +156,14 @@ class FaceAnalyzer:
         If there is liveness without a detector: a crop has no surroundings to look at.
     """
 
-    def __init__(self, embedder: Embedder, detector: Detector | None, liveness: LivenessChecker | None = None) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        detector: Detector | None,
+        liveness: LivenessChecker | None = None,
+        *,
+        fixed_size: bool = True,
+    ) -> None:
         if liveness is not None and detector is None:
             raise InputError(
                 expected="a detector, because liveness looks at whole photos",
@@ -161,6 +171,7 @@ class FaceAnalyzer:
                 remedy="name a detector, or leave liveness out",
             )
         self._embedder, self._detector, self._liveness = embedder, detector, liveness
+        self._fixed_size = fixed_size or not isinstance(detector, NetworkDetector)
         self._index: tuple[GalleryStore, LiveIndex] | None = None
         self._closed = False
 
@@ -195,6 +206,18 @@ class FaceAnalyzer:
         asked = self._embedder.execution.hint
         return asked and asked.lower()
 
+    def found_by(self, gate: QualityGate | None = None) -> FoundBy:
+        """Return what finds the faces in a call with this gate, from which size on, and why.
+
+        That is the size that `edgeface.load` is given as `min_size`, or a detector that is given to it has; else the
+        smallest that the gate lets pass; without a gate a fifth of the model's input, and at least 20 pixels.
+        """
+        if self._detector is None:
+            return FoundBy()
+        if self._fixed_size:
+            return FoundBy.asked(self._detector)
+        return FoundBy.choose(self._detector.name, self.contract.input_size, gate)
+
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
         """Return a `Pipeline` for many photos or a video; it must not outlive the analyzer.
 
@@ -202,9 +225,10 @@ class FaceAnalyzer:
         """
         if self._closed:
             raise EngineClosed("this FaceAnalyzer is closed; load it again")
-        return Pipeline(
-            self._detector, self._embedder, gate=gate, faces=faces, batch_size=_BATCH_SIZE, prefetch=_PREFETCH
-        )
+        detector = self._detector
+        if not self._fixed_size and isinstance(detector, NetworkDetector):
+            detector = detector.with_min_size(self.found_by(gate).min_size or 0)
+        return Pipeline(detector, self._embedder, gate=gate, faces=faces, batch_size=_BATCH_SIZE, prefetch=_PREFETCH)
 
     def analyze(self, photo: PhotoLike, *, gate: QualityGate | None = None) -> list[Face]:
         """Find, judge and embed all faces of a photo.
@@ -214,7 +238,8 @@ class FaceAnalyzer:
         photo
             See `PhotoLike`.
         gate
-            Faces below its limits are not embedded; their `reasons` say why. None: embed faces of any quality.
+            Faces below its limits are not embedded; their `reasons` say why, and smaller ones are not looked for: see
+            `found_by`. None: embed faces of any quality.
 
         Returns
         -------

@@ -34,7 +34,8 @@ def show(result: BenchmarkResult, console: Console) -> None:
         "input": settings.input_format,
     }
     words = [f"{name} {escape(str(value))}" for name, value in ran.items() if value is not None]
-    console.print("  " + ", ".join(words + (["end to end"] if settings.end_to_end else [])), soft_wrap=True)
+    if settings.scenario != "search":  # which runs no model
+        console.print("  " + ", ".join(words + (["end to end"] if settings.end_to_end else [])), soft_wrap=True)
     table = Table.grid(padding=(0, 2))
     for column in ("left", "right", "left"):
         table.add_column(justify=column)

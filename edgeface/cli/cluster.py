@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -19,9 +20,18 @@ class _Method(str, enum.Enum):
     dbscan = "dbscan"
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ClusterOptions(AnalyzerOptions):
+    """Options of this command, where a face that is not recognised makes a person of its own."""
+
+    min_size: Annotated[
+        int, typer.Option("--min-size", min=1, help="Shorter side of the smallest face's box, pixels.")
+    ] = 40
+
+
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command(epilog="Example: edgeface cluster photos -o people --link")(with_options(cluster, min_size=40))
+    app.command(epilog="Example: edgeface cluster photos -o people --link")(with_options(cluster))
 
 
 def cluster(
@@ -46,7 +56,7 @@ def cluster(
     ] = 2,
     seed: Annotated[int, typer.Option(help="Seed for chinese-whispers.")] = 0,
     link: Annotated[bool, typer.Option("--link", help="Link to the photos instead of copying them.")] = False,
-    options: AnalyzerOptions,
+    options: _ClusterOptions,
     gate: Annotated[
         bool, typer.Option("--gate/--no-gate", help="Skip faces that are too blurred, dark or turned to compare.")
     ] = True,
@@ -61,11 +71,12 @@ def cluster(
     limit = parse_threshold(threshold)
     list_photos([folder], output=output_dir / "people")
     require_writable(output_dir)
+    passed = QualityGate() if gate else None
     with options.load() as app, out.progress_bars() as progress:
         result = cluster_folder(
             folder,
             output_dir,
-            app.pipeline(gate=QualityGate() if gate else None),
+            app.pipeline(gate=passed),
             method=method.value,
             threshold=limit,
             far=far,
@@ -74,6 +85,7 @@ def cluster(
             link=link,
             progress=progress,
         )
+        found_by = app.found_by(passed)
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
         out.print_note(result.warning)
@@ -81,7 +93,7 @@ def cluster(
         out.print_note(reduced_words(result.embedded.reduced))
     listed = {"failures": out.list_failures(failures), "left_out": out.list_failures(result.embedded.left_out)}
     if json:
-        out.emit_json({"output_dir": str(output_dir), **out.describe_detector(app.detector), **answer, **listed})
+        out.emit_json({"output_dir": str(output_dir), **asdict(found_by), **answer, **listed})
     else:
         out.print_line(
             f"{out.counted(result.clusters.count, 'person', 'people')} in "
@@ -89,5 +101,5 @@ def cluster(
             f"in {output_dir / 'people'}; {out.counted(len(answer['unknown']), 'face')} in groups of fewer than "
             f"{min_samples}, in people/unknown"
         )
-        out.print_detector(app.detector)
+        out.print_detector(found_by)
     out.finish(failures, strict=strict, left_out=result.embedded.left_out)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,6 +66,7 @@ def detect(
 ) -> None:
     """Detect faces: boxes and five landmarks in pixels, and scores."""
     from edgeface.vision.crops import ImageFolder, detect_photos, list_some
+    from edgeface.vision.detector import FoundBy
     from edgeface.vision.listing import list_photos
 
     listed = list_photos(images, output=draw)
@@ -81,10 +83,10 @@ def detect(
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
     if not json:
-        out.print_detector(model)
+        out.print_detector(FoundBy.asked(model))
     else:
         about = {"failures": out.list_failures(failures), "left_out": out.list_failures(listed.left_out)}
-        out.emit_json({**out.describe_detector(model), "images": answers, **about})
+        out.emit_json({**asdict(FoundBy.asked(model)), "images": answers, **about})
     out.finish(failures, strict=strict, left_out=listed.left_out)
 
 
@@ -107,6 +109,7 @@ def align(
 ) -> None:
     """Write an aligned face crop for every photo in a folder, keeping the subfolders."""
     from edgeface.vision.crops import align_photos, list_some
+    from edgeface.vision.detector import FoundBy
     from edgeface.vision.listing import list_photos
 
     if not folder.is_dir():
@@ -132,7 +135,7 @@ def align(
                 "recipe": recipe.value,
                 "margin": alignment.margin,
                 "size": list(crop_size),
-                **out.describe_detector(model),
+                **asdict(FoundBy.asked(model)),
                 "written": len(report.written),
                 "failures": out.list_failures(failures),
                 "left_out": out.list_failures(listed.left_out),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -13,14 +13,7 @@ import typer.core
 
 from edgeface.cli import output as out
 from edgeface.cli.options import AnalyzerOptions, FarOption, ThresholdOption, parse_threshold, with_options
-from edgeface.cli.words import (
-    choice_words,
-    decision_words,
-    detector_fields,
-    detector_lines,
-    embedded_words,
-    reduced_words,
-)
+from edgeface.cli.words import choice_words, decision_words, embedded_words, reduced_words
 from edgeface.errors import NegativeResult
 from edgeface.files import require_writable
 
@@ -28,6 +21,7 @@ if TYPE_CHECKING:
     from edgeface.pipeline.batch import BulkResult
     from edgeface.pipeline.observation import Face
     from edgeface.scale.ray import RayResult
+    from edgeface.vision.detector import FoundBy
 
 
 class _Faces(str, enum.Enum):
@@ -103,7 +97,7 @@ def embed(
     require_writable(output.parent)
     with options.load(photos=len(photos.files)) as app, out.progress_bars() as progress:
         result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
-        model, detector = app.contract.name, app.detector
+        model, found_by = app.contract.name, app.found_by()
     _tell(
         result,
         {
@@ -113,7 +107,7 @@ def embed(
             "rows": len(result.table),
             "dropped": result.dropped,
         },
-        None if detector is None else detector.settings,
+        found_by,
         json=json,
     )
     if result.dropped:
@@ -125,21 +119,29 @@ def _embed_on_ray(
     paths: list[str], output: Path, address: str, *, faces: Any, options: AnalyzerOptions, strict: bool, json: bool
 ) -> None:
     from edgeface.scale.ray import embed_on_ray
+    from edgeface.vision.detector import FoundBy
 
     arguments = options.arguments()
     with out.progress_bars() as progress:
         result = embed_on_ray(paths, output, load=arguments, faces=faces, address=address, progress=progress)
     out.warn_if_seeded(result.contract.provenance)
+    contract, detector = result.contract, arguments["detector"]
+    if detector is None:
+        found_by = FoundBy()
+    elif options.min_size is not None:
+        found_by = FoundBy(detector, options.min_size, "min-size")
+    else:
+        found_by = FoundBy.choose(detector, contract.input_size)
     _tell(
         result,
         {
             "output": str(output),
-            "model": result.contract.name,
-            "contract_id": result.contract.contract_id,
+            "model": contract.name,
+            "contract_id": contract.contract_id,
             "rows": result.rows,
             "ray": {"blocks": result.blocks, "actors": result.plan.actors, "cpus": result.plan.cpus},
         },
-        arguments["detector"] and {"name": arguments["detector"], "min_size": arguments["min_size"]},
+        found_by,
         json=json,
     )
     if not json:
@@ -148,22 +150,21 @@ def _embed_on_ray(
     out.finish(result.failures, strict=strict, left_out=result.left_out)
 
 
-def _tell(
-    result: BulkResult | RayResult, answer: dict[str, Any], found_by: Mapping[str, Any] | None, *, json: bool
-) -> None:
-    """Print what a run did; `found_by` are the settings of the detector."""
+def _tell(result: BulkResult | RayResult, answer: dict[str, Any], found_by: FoundBy, *, json: bool) -> None:
+    """Print what a run did."""
     answer |= {
-        **detector_fields(found_by),
+        **asdict(found_by),
         "files": result.files,
         "reused": result.reused,
+        "reduced": result.reduced,
         "failures": out.list_failures(result.failures),
         "left_out": out.list_failures(result.left_out),
     }
     if json:
         out.emit_json(answer)
     else:
-        for line in (embedded_words(answer), *detector_lines(found_by)):
-            out.print_line(line)
+        out.print_line(embedded_words(answer))
+        out.print_detector(found_by)
     if result.reduced > 1:
         out.print_note(reduced_words(result.reduced))
 
@@ -194,19 +195,19 @@ def verify(
         require_photo(path)
     with options.load(photos=2) as app:
         result = app.verify(a, b, far=far, threshold=limit, face_a=face_a, face_b=face_b)
-        contract, precision, hint, detector = app.contract, app.precision, app.hint, app.detector
+        contract, precision, hint, found_by = app.contract, app.precision, app.hint, app.found_by()
     assert result.face_a is not None
     assert result.face_b is not None
     for path, face, asked, option in ((a, result.face_a, face_a, "--face-a"), (b, result.face_b, face_b, "--face-b")):
         if asked is None and (note := choice_words(path, face.to_dict(), option)):
             out.print_note(note)
     if json:
-        about = {"precision": precision, "hint": hint, **out.describe_detector(detector)}
+        about = {"precision": precision, "hint": hint, **asdict(found_by)}
         about |= {"a": _about(a, result.face_a), "b": _about(b, result.face_b)}
         out.emit_json({key: value for key, value in result.to_dict().items() if "face_" not in key} | about)
     else:
         out.print_line(decision_words(result.to_dict()))
-        out.print_model(contract, precision, detector)
+        out.print_model(contract, precision, found_by)
         if result.threshold.note:
             out.print_note(result.threshold.note)
     if not result:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -30,7 +31,7 @@ from edgeface.cli.gallery_options import (
 )
 from edgeface.cli.options import (
     AllowSeededOption,
-    AnalyzerOptions,
+    GalleryAnalyzerOptions,
     ModelOption,
     NoGateOption,
     parse_threshold,
@@ -39,7 +40,6 @@ from edgeface.cli.options import (
 from edgeface.cli.output import (
     JsonOption,
     counted,
-    describe_detector,
     emit_json,
     escape,
     mention_left_out,
@@ -152,7 +152,7 @@ def enrol(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Show people, photos and what is left out; read no photo, enrol no one.")
     ] = False,
-    options: AnalyzerOptions,
+    options: GalleryAnalyzerOptions,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -167,6 +167,7 @@ def enrol(
     from edgeface.gallery.enrolment_images import are_tables, enrol_folder, plan_enrolment
     from edgeface.gallery.records import check_name, detector_note
     from edgeface.recognize.known import advise_calibration
+    from edgeface.vision.detector import FoundBy
     from edgeface.vision.quality import QualityGate
 
     metadata = dict(map(_pair, meta)) if meta else None
@@ -175,13 +176,13 @@ def enrol(
         check_name(name)
     with contextlib.ExitStack() as stack:
         store = stack.enter_context(open_gallery(gallery, key))
-        pipeline = detector = None
+        pipeline, found_by = None, FoundBy()
         if not are_tables(paths):
             plan_enrolment(paths, name=name)  # what is wrong with the paths is told before the model is loaded
             gate = None if no_gate else QualityGate()
-            app = stack.enter_context(options.load(gate=gate, made_with=store.detectors()))
-            pipeline, detector = app.pipeline(gate=gate), app.detector
-            if detector and (note := detector_note(store.detectors(), detector.name)):
+            app = stack.enter_context(options.load(made_with=store.detectors()))
+            pipeline, found_by = app.pipeline(gate=gate), app.found_by(gate)
+            if found_by.detector and (note := detector_note(store.detectors(), found_by.detector)):
                 print_note(note)
         rules = EnrolRules.choose(threshold, pipeline.contract if pipeline else store.info.contract_id)
         done = enrol_folder(
@@ -199,7 +200,7 @@ def enrol(
         folder = paths[0] if len(paths) == 1 and Path(paths[0]).is_dir() else "PEOPLE"
         advice = advise_calibration(store.info.contract_id, len(store.people()), folder)
     if json:
-        emit_json({"gallery": gallery, **describe_detector(detector), **done.to_dict()})
+        emit_json({"gallery": gallery, **asdict(found_by), **done.to_dict()})
     mention_left_out(done.left_out)
     warn(f"{path}: {why}" for path, why in done.refused.items())
     if pipeline is None and not no_gate:
@@ -216,7 +217,7 @@ def enrol(
                 f"{counted(each.person.template_count, 'template')} in all{known}"
             )
     if not json:
-        print_detector(detector)
+        print_detector(found_by)
     if advice:
         print_note(advice)
     warn(done.not_enrolled.values(), fail=True)

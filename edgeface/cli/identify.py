@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,7 @@ import typer
 
 from edgeface.cli import output as out
 from edgeface.cli.gallery_options import GalleryOption, KeyOption, open_gallery
-from edgeface.cli.options import AnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.options import GalleryAnalyzerOptions, NoGateOption, ThresholdOption, parse_threshold, with_options
 from edgeface.cli.words import identified_lines, search_words
 from edgeface.errors import ImageError, NegativeResult
 
@@ -50,7 +51,7 @@ def identify(
         ),
     ] = 0.0,
     no_gate: NoGateOption = False,
-    options: AnalyzerOptions,
+    options: GalleryAnalyzerOptions,
     key: KeyOption = None,
     strict: out.StrictOption = False,
     json: out.JsonOption = False,
@@ -73,9 +74,9 @@ def identify(
         made_with = store.detectors()
     failures = dict(photos.failures)
     found: dict[Path, list[dict[str, Any]]] = {}
-    with options.load(photos=len(photos.files), gate=gate, made_with=made_with) as app:
-        contract, precision, hint, detector = app.contract, app.precision, app.hint, app.detector
-        differs = detector and detector_note(made_with, detector.name)
+    with options.load(photos=len(photos.files), made_with=made_with) as app:
+        contract, precision, hint, found_by = app.contract, app.precision, app.hint, app.found_by(gate)
+        differs = found_by.detector and detector_note(made_with, found_by.detector)
         if differs:
             out.print_note(differs)
         with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
@@ -106,7 +107,7 @@ def identify(
                 "precision": precision,
                 "hint": hint,
                 **decided,
-                **out.describe_detector(detector),
+                **asdict(found_by),
                 "detector_note": differs,
                 "rule": scored.name,
                 "margin": margin,
@@ -117,7 +118,7 @@ def identify(
             }
         )
     else:
-        out.print_model(contract, precision, detector)
+        out.print_model(contract, precision, found_by)
     out.finish(failures, strict=strict, left_out=photos.left_out)
     if not recognised:
         raise typer.Exit(NegativeResult.exit_code)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -27,6 +28,7 @@ def liveness(
 ) -> None:
     """Judge whether the faces of photos are live. Exit code: 0 only if every photo has a face and all are live."""
     from edgeface.vision.crops import detect_photos, list_some
+    from edgeface.vision.detector import FoundBy
     from edgeface.vision.listing import list_photos
 
     listed = list_photos(images)
@@ -45,7 +47,7 @@ def liveness(
             {
                 "live": live,
                 "threshold": checker.threshold,
-                **out.describe_detector(detector),
+                **asdict(FoundBy.asked(detector)),
                 "models": [{"name": each.name, "contract_id": each.contract_id} for each in checker.contracts],
                 "images": [_describe(*each) for each in found],
                 "failures": out.list_failures(failures),

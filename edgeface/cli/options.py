@@ -24,7 +24,6 @@ if TYPE_CHECKING:
     from edgeface.evaluate.faces import FaceSource
     from edgeface.vision.detector import Detector
     from edgeface.vision.liveness import LivenessChecker
-    from edgeface.vision.quality import QualityGate
 
 
 class FlipName(str, enum.Enum):
@@ -70,8 +69,11 @@ CropsOption = Annotated[bool, typer.Option("--crops", help="The images are align
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
 ]
-_DETECTOR_HELP = "Face detector; auto: the gallery's, else YuNet if it is downloaded, else MTCNN."
+_DETECTOR_HELP = "Face detector; auto: YuNet if it is downloaded, else MTCNN."
 DetectorOption = Annotated[DetectorName, typer.Option("--detector", help=_DETECTOR_HELP)]
+GalleryDetectorOption = Annotated[
+    DetectorName, typer.Option("--detector", help=_DETECTOR_HELP.replace("auto:", "auto: the gallery's, else"))
+]
 ChosenDetectorOption = Annotated[
     DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.", show_default=False)
 ]
@@ -99,7 +101,7 @@ MinSizeOption = Annotated[
         "--min-size",
         min=1,
         help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
-        "command lets pass, 32; 20 without a gate.",
+        "command lets pass, 32; without a gate a fifth of the model's input, e.g. 32 of 160, but at least 20.",
         show_default=False,
     ),
 ]
@@ -161,7 +163,7 @@ class DetectorOptions:
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
-            min_size=self.min_size or edgeface.SMALLEST_FACE,
+            min_size=self.min_size,
             cache_dir=usual_folder(),
             **options,
         )
@@ -175,25 +177,15 @@ class AnalyzerOptions(DetectorOptions):
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
 
-    def load(
-        self, *, photos: int | None = None, gate: QualityGate | None = None, made_with: Iterable[str] = ()
-    ) -> FaceAnalyzer:
+    def load(self, *, photos: int | None = None, made_with: Iterable[str] = ()) -> FaceAnalyzer:
         """Load the model and the detector, for `arguments`, and for so many photos: up to two as fast as one can be."""
-        arguments = self.arguments(gate=gate, made_with=made_with)
+        arguments = self.arguments(made_with)
         app = edgeface.load(**arguments, hint="latency" if photos in (1, 2) else "throughput")
         warn_if_seeded(app.contract.provenance)
         return app
 
-    def arguments(self, *, gate: QualityGate | None = None, made_with: Iterable[str] = ()) -> dict[str, Any]:
-        """Return what `edgeface.load` is called with.
-
-        Parameters
-        ----------
-        gate
-            Smaller faces than it lets pass are not looked for, unless the user says so.
-        made_with
-            Detectors of the gallery; see `edgeface.choose_detector`.
-        """
+    def arguments(self, made_with: Iterable[str] = ()) -> dict[str, Any]:
+        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery."""
         from edgeface.runtime.cache import usual_folder
 
         detector = self.detector
@@ -206,10 +198,17 @@ class AnalyzerOptions(DetectorOptions):
             "detector": None if self.crops else detector.value,
             "detector_model": self.detector_model,
             "landmarks_model": self.landmarks_model,
-            "min_size": self.min_size or (edgeface.SMALLEST_FACE if gate is None else gate.smallest_face),
+            "min_size": self.min_size,
             "cache_dir": usual_folder(),
             "allow_seeded": self.allow_seeded,
         }
+
+
+@dataclass(frozen=True, kw_only=True)
+class GalleryAnalyzerOptions(AnalyzerOptions):
+    """Options of a command whose faces meet those of a gallery."""
+
+    detector: GalleryDetectorOption = DetectorName.auto
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,27 +336,20 @@ class RecipeOptions:
         return told if path is None else read_recipe(path).model_copy(update=told.told())
 
 
-def with_options(command: Callable[..., None], **defaults: Any) -> Callable[..., None]:
+def with_options(command: Callable[..., None]) -> Callable[..., None]:
     """Replace the command's parameter of a class of options by the options that are the fields of that class.
 
     Parameters
     ----------
     command
         With one parameter annotated by a dataclass of options.
-    defaults
-        Of options, where they differ from the class.
     """
     hints = get_type_hints(command, include_extras=True)
     group, kind = next((name, hint) for name, hint in hints.items() if dataclasses.is_dataclass(hint))
     assert isinstance(kind, type)
     annotations = get_type_hints(kind, include_extras=True)
     options = [
-        Parameter(
-            each.name,
-            Parameter.KEYWORD_ONLY,
-            default=defaults.get(each.name, each.default),
-            annotation=annotations[each.name],
-        )
+        Parameter(each.name, Parameter.KEYWORD_ONLY, default=each.default, annotation=annotations[each.name])
         for each in dataclasses.fields(kind)
     ]
     own = [

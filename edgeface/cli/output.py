@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +26,7 @@ from edgeface.cli.streams import emit_json as emit_json
 from edgeface.cli.streams import guarded_streams as guarded_streams
 from edgeface.cli.words import counted as counted
 from edgeface.cli.words import describe_box as describe_box
-from edgeface.cli.words import detector_fields, detector_lines, model_words
+from edgeface.cli.words import detector_lines, model_words
 from edgeface.cli.words import list_failures as list_failures
 from edgeface.errors import NegativeResult
 from edgeface.model.contract import SEEDED_WARNING, ModelContract
@@ -33,7 +34,7 @@ from edgeface.progress import Progress, ProgressCallback
 from edgeface.text import hide_secrets, printable
 
 if TYPE_CHECKING:
-    from edgeface.vision.detector import Detector
+    from edgeface.vision.detector import FoundBy
 
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print one JSON object on stdout; everything else goes to stderr.")
@@ -93,21 +94,16 @@ def print_note(text: str) -> None:
     stderr.print(printable(text), markup=False, soft_wrap=True)
 
 
-def print_model(contract: ModelContract, precision: str | None, detector: Detector | None) -> None:
+def print_model(contract: ModelContract, precision: str | None, found_by: FoundBy) -> None:
     """Print which model answered, with its precisions unless all is FP32, and which detector found the faces."""
     print_line(model_words(contract.name, contract.contract_id, contract.precision, precision))
-    print_detector(detector)
+    print_detector(found_by)
 
 
-def print_detector(detector: Detector | None) -> None:
-    """Print which detector found the faces, and from which size on."""
-    for line in detector_lines(None if detector is None else detector.settings):
+def print_detector(found_by: FoundBy) -> None:
+    """Print which detector found the faces, from which size on, and why."""
+    for line in detector_lines(asdict(found_by)):
         print_line(line)
-
-
-def describe_detector(detector: Detector | None) -> dict[str, Any]:
-    """Return the same for a command's JSON."""
-    return detector_fields(None if detector is None else detector.settings)
 
 
 def warn_if_seeded(provenance: str | None) -> None:

@@ -20,9 +20,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from edgeface.cli.remote_service import INSTEAD, SERVER, ask, connected, read_photo, target
 from edgeface.cli.streams import emit_json, guarded_streams
 from edgeface.cli.words import (
+    FOUND_BY,
     choice_words,
     decision_words,
-    detector_fields,
     detector_lines,
     embedded_words,
     found_lines,
@@ -150,9 +150,9 @@ def _verify(asked: argparse.Namespace) -> int:
             }
             known = {key: value for key, value in answer.items() if "face_" not in key and key != "version"}
             by = {name: about[key] for name, key in (("model", "name"), ("precision", "precision"), ("hint", "hint"))}
-            emit_json(known | {"same": answer["matched"]} | by | detector_fields(about["settings"]["detector"]) | faces)
+            emit_json(known | {"same": answer["matched"]} | by | faces)
         else:
-            _print(decision_words(answer), *_model_lines(about))
+            _print(decision_words(answer), *_model_lines(about, answer))
             if answer["note"]:
                 _print_note(answer["note"])
         return 0 if answer["matched"] else NegativeResult.exit_code
@@ -171,7 +171,7 @@ def _identify(asked: argparse.Namespace) -> int:
         found: dict[Path, list[dict[str, Any]]] = {}
         age: dict[str, float] = {}
         for path, _, answer in photos.ask(connection, target("identify", gallery=asked.gallery, fpir=asked.fpir)):
-            found[path] = [_identified(each) for each in answer["faces"]]
+            found[path], found_by = [_identified(each) for each in answer["faces"]], _found_by(answer)
             if answer["snapshot_age"] is not None:
                 age = {"snapshot_age": answer["snapshot_age"]}
             if not asked.json:
@@ -181,12 +181,12 @@ def _identify(asked: argparse.Namespace) -> int:
             emit_json(
                 {"gallery": asked.gallery, "model": about["name"], "contract_id": about["contract_id"]}
                 | {"precision": about["precision"], "hint": about["hint"], **limit}
-                | {**detector_fields(about["settings"]["detector"]), "detector_note": differs, "rule": "max"}
+                | {**found_by, "detector_note": differs, "rule": "max"}
                 | {"recognised": recognised, **age}
                 | {"images": [{"path": str(path), "faces": faces} for path, faces in found.items()], **photos.unread()}
             )
         else:
-            _print(*_model_lines(about))
+            _print(*_model_lines(about, found_by))
             if age:
                 _print_note(f"by a snapshot of the gallery that its server confirmed {age['snapshot_age']:.0f} s ago")
         return photos.finish(asked) or (0 if recognised else NegativeResult.exit_code)
@@ -225,11 +225,10 @@ def _identified(answer: dict[str, Any]) -> dict[str, Any]:
 
 def _detect(asked: argparse.Namespace) -> int:
     photos = _Photos.of(asked.images)
-    found, detector = list[dict[str, Any]](), dict[str, Any]()
+    found = list[dict[str, Any]]()
     with connected() as connection:
         for path, _, answer in photos.ask(connection, target("analyze")):
-            if not detector:
-                detector = _detector_of(_about(connection, answer), asked.detector)
+            _require_detector(found_by := _found_by(answer), asked.detector)
             faces = [
                 {"box": face["box"], "landmarks": face["landmarks"], "score": round(face["score"], 6)}
                 for face in answer["faces"]
@@ -238,24 +237,26 @@ def _detect(asked: argparse.Namespace) -> int:
             if not asked.json:
                 _print(*found_lines(found[-1]))
         if asked.json:
-            emit_json({**detector_fields(detector), "images": found, **photos.unread()})
+            emit_json({**found_by, "images": found, **photos.unread()})
         else:
-            _print(*detector_lines(detector))
+            _print(*detector_lines(found_by))
     return photos.finish(asked)
 
 
-def _detector_of(about: dict[str, Any], asked: str | None) -> dict[str, Any]:
-    """Return the settings of a model's detector; raise InputError if another one is asked for, or there is none."""
-    detector: dict[str, Any] | None = about["settings"]["detector"]
-    name = detector and str(detector["name"])
-    if detector is None or asked not in (None, "auto", name):
+def _found_by(answer: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: answer[name] for name in FOUND_BY}
+
+
+def _require_detector(found_by: Mapping[str, Any], asked: str | None) -> None:
+    """Raise InputError if another detector than that of the service is asked for, or it has none."""
+    name = found_by["detector"]
+    if name is None or asked not in (None, "auto", name):
         raise InputError(
             path="detect" if asked is None else "--detector",
             expected=f"the detector of the service in {SERVER}, {name or 'which has none: its photos are crops'}",
             found=asked,
             remedy=f"leave it out, or {INSTEAD}" if name else INSTEAD,
         )
-    return detector
 
 
 def _embed(asked: argparse.Namespace) -> int:
@@ -278,19 +279,26 @@ def _embed(asked: argparse.Namespace) -> int:
                 reasons = "; ".join(reason for face in faces for reason in face["reasons"])
                 photos.failures[path] = reasons or "expected a face, found none"
             elif not rows:
-                about = _about(connection, answer)
+                about, found_by = _about(connection, answer), _found_by(answer)
             rows += new
         if not rows:
             raise ImageError(f"no photo could be embedded: {photos.some()}")
-        told, lines = detector_fields(about["settings"]["detector"]), detector_lines(about["settings"]["detector"])
         _save(rows, asked, about)
     photos.failures = dict(sorted(photos.failures.items()))
     answer = {"output": str(asked.output), "model": about["name"], "contract_id": about["contract_id"]}
-    answer |= {**told, "rows": len(rows), "files": photos.count(), "reused": 0, "dropped": 0, **photos.unread()}
+    answer |= {
+        **found_by,
+        "rows": len(rows),
+        "files": photos.count(),
+        "reused": 0,
+        "reduced": 1,
+        "dropped": 0,
+        **photos.unread(),
+    }
     if asked.json:
         emit_json(answer)
     else:
-        _print(embedded_words(answer), *lines)
+        _print(embedded_words(answer), *detector_lines(answer))
     return photos.finish(asked)
 
 
@@ -409,6 +417,6 @@ def _about(connection: http.client.HTTPConnection, answer: Mapping[str, Any]) ->
     return about
 
 
-def _model_lines(about: Mapping[str, Any]) -> list[str]:
+def _model_lines(about: Mapping[str, Any], found_by: Mapping[str, Any]) -> list[str]:
     words = model_words(about["name"], about["contract_id"], about["weights"], about["precision"])
-    return [words, *detector_lines(about["settings"]["detector"])]
+    return [words, *detector_lines(found_by)]

@@ -57,16 +57,22 @@ def found_lines(answer: Mapping[str, Any]) -> Iterator[str]:
         yield f"  {face['score']:.4f}  {describe_box(face['box'])}"
 
 
-def detector_fields(settings: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return which detector found the faces, and from which size in pixels on; crops have none."""
-    return {name: settings and settings[key] for name, key in (("detector", "name"), ("min_size", "min_size"))}
+FOUND_BY = ("detector", "min_size", "min_size_from")
+"""Fields of answers that say which detector found the faces, from which size in pixels on, and why: those of
+`edgeface.vision.detector.FoundBy`."""
+_MIN_SIZE_FROM = {
+    "gate": " (the quality gate's smallest; --min-size for smaller ones)",
+    "model": " (a fifth of the model's input; --min-size for smaller ones)",
+    "default": " (--min-size for smaller ones)",
+}
 
 
-def detector_lines(settings: Mapping[str, Any] | None) -> list[str]:
-    """Say the same in a line."""
-    if settings is None:
+def detector_lines(answer: Mapping[str, Any]) -> list[str]:
+    """Say these fields of an answer in a line; crops have none."""
+    if answer["detector"] is None:
         return []
-    return [f"faces of {settings['min_size']} pixels and more, found by {settings['name']}"]
+    why = _MIN_SIZE_FROM.get(answer["min_size_from"], "")
+    return [f"faces of {answer['min_size']} pixels and more{why}, found by {answer['detector']}"]
 
 
 def embedded_words(answer: Mapping[str, Any]) -> str:

@@ -36,17 +36,18 @@ def is_detector_name(name: object) -> bool:
 
 
 def detector_note(made_with: Sequence[str], detector: str) -> str | None:
-    """Say that a gallery's templates were made with other detectors than the one that finds the probes' faces.
+    """Say that some of a gallery's templates were made with other detectors than the one that finds the probes' faces.
 
-    None if one of them is this one, or none is known. The figures are of FaceNet, MTCNN and YuNet on LFW
-    (docs/galleries.md).
+    None if no other is known. The figures are of FaceNet, MTCNN and YuNet on LFW (docs/galleries.md).
     """
-    if not made_with or detector in made_with:
+    others = [name for name in made_with if name != detector]
+    if not others:
         return None
+    mixed = len(others) < len(made_with)
     return (
-        f"the gallery's templates were made with {' and '.join(made_with)}, and {detector} finds the faces now: a "
-        "person is accepted a little less often (FaceNet on LFW: 94.0 to 94.4 % instead of 94.8 to 95.2 %); use the "
-        f"detector {made_with[0]}, or enrol again"
+        f"{'some of ' if mixed else ''}the gallery's templates were made with {' and '.join(others)}, and {detector} "
+        "finds the faces now: a person is accepted a little less often (FaceNet on LFW: 94.0 to 94.4 % instead of 94.8 "
+        f"to 95.2 %); {'enrol these' if mixed else f'use the detector {others[0]}, or enrol'} again"
     )
 
 

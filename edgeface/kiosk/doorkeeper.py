@@ -29,7 +29,7 @@ from edgeface.kiosk.watch import DoorWatch
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.settings import Name, Positive, Section, Settings
-from edgeface.vision.detector import Detector
+from edgeface.vision.detector import SMALLEST_FACE, Detector
 from edgeface.vision.image import Image
 
 _log = logging.getLogger(__name__)
@@ -319,7 +319,7 @@ class Doorkeeper:
         options, decision = model.options, section.decision
         if options.detector is None:
             raise InputError(expected="a model with a detector", found="none", remedy="name a detector")
-        least = max(options.min_size, min(each.min_face for each in section.cameras.values()))
+        least = max(options.min_size or SMALLEST_FACE, min(each.min_face for each in section.cameras.values()))
         detector = self._load_detector(options.detector, device=options.device, min_size=least)
         opened.callback(detector.close)
         checker = None

@@ -27,7 +27,7 @@ from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.visits import Visits
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.serve.service import find_version
-from edgeface.vision.detector import Faces
+from edgeface.vision.detector import SMALLEST_FACE, Faces
 from edgeface.vision.image import Image
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame, Opener
@@ -298,7 +298,7 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
                 find_version(model.model)[0],
                 device=model.device,
                 detector=detector,
-                min_size=max(model.min_size, min(each.min_face for each in settings.cameras.values())),
+                min_size=max(model.min_size or SMALLEST_FACE, min(each.min_face for each in settings.cameras.values())),
                 liveness=checker or False,
                 cache_dir=settings.cache,
                 allow_seeded=model.allow_seeded,

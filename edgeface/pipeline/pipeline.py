@@ -311,7 +311,7 @@ class Pipeline:
         assert detector is not None
         if reduced > 1:
             assert isinstance(detector, NetworkDetector)  # `reduction` says so
-            detector = detector.with_min_size(detector.min_size // reduced)
+            detector = detector.with_min_size(-(-detector.min_size // reduced))
         found = [
             faces if reduced == 1 else Faces(faces.boxes * reduced, faces.landmarks * reduced, faces.scores)
             for faces in detector.detect(images)

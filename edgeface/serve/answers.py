@@ -107,7 +107,19 @@ class ByModel(Answer):
     """Embeddings and thresholds of different ids are never compared."""
 
 
-class AnalyzeAnswer(ByModel):
+class FoundByAnswer(Answer):
+    """What found the faces of an answer."""
+
+    detector: str | None
+    """Its name; null, as both others: the photos are aligned crops."""
+    min_size: int | None
+    """Shorter side of the smallest face that was looked for, pixels."""
+    min_size_from: Literal["min-size", "gate", "model", "default"] | None
+    """Why: the model's min_size in the configuration; the smallest that the quality gate lets pass; a fifth of the
+    model's input; or the default, 20, where that is less."""
+
+
+class AnalyzeAnswer(ByModel, FoundByAnswer):
     """The faces of a photo."""
 
     width: int
@@ -118,7 +130,7 @@ class AnalyzeAnswer(ByModel):
     """From left to right."""
 
 
-class EmbedAnswer(ByModel):
+class EmbedAnswer(ByModel, FoundByAnswer):
     """The embedding of one face of a photo."""
 
     embedding: Vector
@@ -171,7 +183,7 @@ class IdentificationAnswer(Answer):
     """Where it is."""
 
 
-class IdentifyAnswer(Answer):
+class IdentifyAnswer(FoundByAnswer):
     """Who the faces of a photo are."""
 
     gallery: str
@@ -182,7 +194,7 @@ class IdentifyAnswer(Answer):
     """From left to right; a person is assigned to one face at most."""
 
 
-class VerifyAnswer(ByModel):
+class VerifyAnswer(ByModel, FoundByAnswer):
     """Whether two photos show one person."""
 
     matched: bool

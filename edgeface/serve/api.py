@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import functools
 from collections.abc import Awaitable, Callable, Hashable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
@@ -32,6 +32,7 @@ from edgeface.serve.faces import AnalyzeOptions, EmbedOptions, IdentifyOptions, 
 from edgeface.serve.openapi import PREFIX, batch_body, photo_body, problems
 from edgeface.serve.routing import Compute, Computing, Recognises, Served, shared
 from edgeface.serve.service import ServedGallery, Service
+from edgeface.vision.detector import FoundBy
 
 router = APIRouter(prefix=PREFIX, tags=["faces"])
 _ONE = photo_body("photo")
@@ -88,9 +89,10 @@ def _embedding(service: Service, options: EmbedOptions) -> _Task:
 def _identifying(service: Service, options: IdentifyOptions, caller: Recognises) -> _Task:
     gallery = service.gallery(options.gallery, caller)
 
-    def finish(found: list[Identification]) -> IdentifyAnswer:
+    def finish(answered: tuple[list[Identification], FoundBy]) -> IdentifyAnswer:
+        found, found_by = answered
         service.note_identifications(caller, gallery, found)
-        answer = {"gallery": gallery.name, "snapshot_age": gallery.snapshot_age}
+        answer = {"gallery": gallery.name, "snapshot_age": gallery.snapshot_age, **asdict(found_by)}
         return IdentifyAnswer.model_validate(answer | {"faces": [each.to_dict() for each in found]})
 
     work = functools.partial(service.identify, gallery=gallery, fpir=options.fpir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -96,7 +97,7 @@ def analyze(service: Service, options: AnalyzeOptions, photo: bytes) -> AnalyzeA
         gate = QualityGate() if options.gate else None
         faces = service.analyze(model, image, gate=gate, embeddings=options.embeddings)
         answer = {"width": image.shape[1], "height": image.shape[0], "faces": [analyzed_face(each) for each in faces]}
-        return AnalyzeAnswer.model_validate(_by(model) | answer)
+        return AnalyzeAnswer.model_validate(_by(model) | asdict(model.analyzer.found_by(gate)) | answer)
 
 
 def verify(service: Service, options: VerifyOptions, photo_a: bytes, photo_b: bytes) -> VerifyAnswer:
@@ -110,7 +111,7 @@ def verify(service: Service, options: VerifyOptions, photo_a: bytes, photo_b: by
             face_a=options.face_a,
             face_b=options.face_b,
         )
-        known = decision.to_dict() | _by(model)
+        known = decision.to_dict() | _by(model) | asdict(model.analyzer.found_by())
         return VerifyAnswer.model_validate({name: known[name] for name in VerifyAnswer.model_fields})
 
 
@@ -119,7 +120,7 @@ def embed(service: Service, options: EmbedOptions, photo: bytes) -> EmbedAnswer:
     with service.models.use(name_of_model(service, options)) as model:
         face = model.analyzer.embed_face(service.read_photo(photo))
         answer = {"embedding": analyzed_face(face)["embedding"], "face": face.to_dict()}
-        return EmbedAnswer.model_validate(_by(model) | answer)
+        return EmbedAnswer.model_validate(_by(model) | asdict(model.analyzer.found_by()) | answer)
 
 
 def _describe(service: Service, model: ServedModel, caller: Caller) -> dict[str, Any]:

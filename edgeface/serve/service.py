@@ -38,6 +38,7 @@ from edgeface.serve.offline_queue import QueuedItem
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.rates import Rates
 from edgeface.serve.settings import Gallery, Model, Settings
+from edgeface.vision.detector import FoundBy
 from edgeface.vision.image import Image, ImageLimits, read_image
 from edgeface.vision.quality import QualityGate
 
@@ -563,12 +564,16 @@ class Service:
         self.refuse_crowd(len(faces))
         return from_left(pipeline.embed_all(image, faces) if embeddings else faces)
 
-    def identify(self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None) -> list[Identification]:
+    def identify(
+        self, photo: bytes, gallery: ServedGallery, *, fpir: float | None = None
+    ) -> tuple[list[Identification], FoundBy]:
         """Identify the faces of a photo in one generation of a gallery, by one version of its model."""
         with self.models.use(gallery.options.model) as model:
             threshold = self.search_threshold(model, gallery, fpir=fpir)
-            faces, margin = self.analyze(model, self.read_photo(photo), gate=gallery.gate), gallery.options.margin
-            return model.analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
+            gate, margin, analyzer = gallery.gate, gallery.options.margin, model.analyzer
+            faces = self.analyze(model, self.read_photo(photo), gate=gate)
+            found = analyzer.identify_faces(faces, gallery.index, threshold=threshold, margin=margin)
+            return found, analyzer.found_by(gate)
 
     def state_of(self, model: str, gallery: ServedGallery | None, read: bool) -> tuple[object, ...]:
         """Return what answers depend on beside their requests: another value after each change, whoever made it.

@@ -72,8 +72,9 @@ class Model(Section):
     detector: Literal["auto", "mtcnn", "yunet", "retail-0004"] | None = "auto"
     """What finds the faces; auto: what the galleries were made with, else YuNet if it is downloaded, else MTCNN; null:
     every photo is one aligned crop."""
-    min_size: Positive = 20
-    """Smallest face that is looked for, in pixels."""
+    min_size: Positive | None = None
+    """Smallest face that is looked for, in pixels; null: the smallest that the quality gate lets pass where one
+    decides, else a fifth of the model's input, but at least 20."""
     hint: Literal["latency", "throughput"] = "throughput"
     """latency: all cores embed one face, for a service that few ask at a time; throughput: each embeds its own."""
     allow_seeded: bool = False

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Literal
 
 from edgeface.errors import InputError
-from edgeface.vision.detector import Detector
+from edgeface.vision.detector import SMALLEST_FACE, Detector
 from edgeface.vision.mtcnn import MTCNN
 from edgeface.vision.networks import NetworkDetector, Observer
 from edgeface.vision.ssd import RetailSSD
@@ -23,7 +23,7 @@ def load_detector(
     device: str = "CPU",
     model: Path | None = None,
     landmarks_model: Path | None = None,
-    min_size: int = 20,
+    min_size: int | None = None,
     threshold: float | None = None,
     observe: Observer | None = None,
     cache_dir: Path | None = None,
@@ -42,7 +42,7 @@ def load_detector(
     landmarks_model
         ``retail-0004`` only: the .xml of landmarks-regression-retail-0009. Without it landmarks are NaN.
     min_size
-        Smallest face to find: shorter side of its box in pixels.
+        Smallest face to find: shorter side of its box in pixels; None: 20.
     threshold
         Lowest score of a face, 0 to 1; None: the detector's published one.
     observe
@@ -62,6 +62,8 @@ def load_detector(
     DeviceError
         If the device is absent or cannot compile the networks.
     """
+    if min_size is None:
+        min_size = SMALLEST_FACE
     if min_size < 1:
         raise InputError(f"min_size: expected 1 or more pixels, found {min_size}")
     if threshold is not None and not 0 <= threshold <= 1:

@@ -19,7 +19,7 @@ from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.engine import compile_engine
 from edgeface.runtime.plan import DevicePlan, resolve_plan
 from edgeface.runtime.schedule import Outputs
-from edgeface.vision.detector import Faces
+from edgeface.vision.detector import SMALLEST_FACE, Faces
 from edgeface.vision.image import Image
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class NetworkDetector(ABC):
         landmarks_model: Path | None = None,
         *,
         device: str = "CPU",
-        min_size: int = 20,
+        min_size: int = SMALLEST_FACE,
         threshold: float | None = None,
         observe: Observer | None = None,
         cache_dir: Path | None = None,

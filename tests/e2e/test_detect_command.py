@@ -188,3 +188,23 @@ def test_long_paths_are_not_broken_into_lines(two_albums, options, capsys, monke
 def test_a_name_that_no_file_can_have_is_bad_input(options, capsys):
     assert main(["detect", "a" * 300 + ".jpg", *options]) == 2
     assert "File name too long" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "command", ["detect", "align", "embed", "verify", "cluster", "liveness", "identify", "gallery enrol"]
+)
+def test_only_commands_with_a_gallery_speak_of_its_detector(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    assert main([*command.split(), "--help"]) == 0
+    told = " ".join(capsys.readouterr().out.split())
+    assert "YuNet if it is downloaded, else MTCNN" in told
+    assert ("the gallery's, else YuNet" in told) == (command in ("identify", "gallery enrol"))
+
+
+def test_help_says_from_which_size_on_each_command_looks_for_faces(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "300")
+    for command, default in (("embed", "Default: the smallest that the quality gate"), ("cluster", "[default: 40]")):
+        assert main([command, "--help"]) == 0
+        (told,) = (line for line in capsys.readouterr().out.splitlines() if "--min-size" in line)
+        assert default in told
+        assert ("Default: the smallest" in told) == (command == "embed")

@@ -20,6 +20,7 @@ from edgeface.recognize.identify import Identification, Verdict
 from edgeface.recognize.index import PersonRule
 from edgeface.recognize.open_set import SearchThreshold
 from edgeface.runtime import Embedder
+from edgeface.vision.detector import FoundBy
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -101,7 +102,7 @@ def test_an_answer_names_the_precision_that_computed_unless_it_is_fp32_throughou
         ("FP32", "bf16", ", FP32 weights, computed in bf16"),
         ("FP16", "f32", ", FP16 weights, computed in f32"),
     ):
-        print_model(replace(contract, precision=weights), precision, None)
+        print_model(replace(contract, precision=weights), precision, FoundBy())
         assert capsys.readouterr().out.partition(")")[2] == f"{words}\n"
 
 

@@ -23,7 +23,8 @@ class WholePhoto:
 
     def __init__(self, name: str, **options: Any) -> None:
         self.name = name
-        self.settings = {"name": name, **{key: str(value) for key, value in options.items() if key != "device"}}
+        given = {key: str(value) for key, value in options.items() if key != "device"}
+        self.settings = {"name": name, **given, "min_size": options["min_size"] or 20}
 
     def detect(self, images: Sequence[np.ndarray]) -> list[Faces]:
         sizes = [image.shape[1::-1] for image in images]

@@ -12,13 +12,14 @@ import cv2
 import numpy as np
 import pytest
 
+import edgeface
 from edgeface.cli import main
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker, assign
 from edgeface.recognize.known import shipped_thresholds
 from edgeface.runtime import Embedder
-from edgeface.vision.detector import Detector
+from edgeface.vision.detector import Detector, FoundBy
 from edgeface.vision.image import read_image
 from edgeface.vision.load import load_detector
 from edgeface.vision.nms import overlaps
@@ -49,13 +50,17 @@ def test_two_pictures_of_lennon_are_the_same_by_the_shipped_threshold(
     real_ir: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = data / "photos"
-    assert verify(real_ir, photos / "lennon-1.jpg", photos / "lennon-2.jpg", "--json") == 0
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "lennon-2.jpg", "--json", "--min-size", "20") == 0
     answer = json.loads(capsys.readouterr().out)
     assert answer["same"]
     assert answer["far"] == 0.001
     assert answer["supported"]
     assert answer["score"] == pytest.approx(0.613, abs=0.01)
     assert answer["precision"] in ("f32", "bf16")
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "lennon-2.jpg") == 0
+    why = "(a fifth of the model's input; --min-size for smaller ones)"
+    told = capsys.readouterr().out.splitlines()[-1]
+    assert told == f"faces of 32 pixels and more {why}, found by {answer['detector']}"
 
 
 @pytest.mark.parametrize("face", [1, 2])
@@ -74,7 +79,7 @@ def test_with_several_faces_it_says_which_it_took_and_how_to_choose(
     real_ir: Path, data: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     photos = data / "photos"
-    assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg") == 1
+    assert verify(real_ir, photos / "lennon-1.jpg", photos / "longoria-cooper.jpg", "--min-size", "20") == 1
     captured = capsys.readouterr()
     found = r"2 faces; compared number 1 from the left, 66x88 at \(52, (119|120)\)\. Choose another with --face-b N\."
     assert re.search(found, captured.err)  # the edge is at 119.5
@@ -92,7 +97,7 @@ def test_a_folder_of_photographs_is_embedded_as_the_pipeline_does(
     real_ir: Path, data: Path, tmp_path: Path, detector: Detector, embedder: Embedder
 ) -> None:
     output = tmp_path / "out.npz"
-    words = ["embed", data / "photos", "--model", real_ir, "-o", output, "--faces", "all"]
+    words = ["embed", data / "photos", "--model", real_ir, "-o", output, "--faces", "all", "--min-size", "20"]
     assert main([str(word) for word in words]) == 0
     table = EmbeddingTable.load(output)
     names = [Path(path).name for path in table.paths]
@@ -105,6 +110,36 @@ def test_a_folder_of_photographs_is_embedded_as_the_pipeline_does(
     (lennon,) = Pipeline(detector, embedder).process(read_image(data / "photos" / "lennon-1.jpg"))
     assert lennon.embedding is not None
     np.testing.assert_allclose(table.vectors[0], lennon.embedding.vector, atol=1e-5)
+
+
+def test_embed_says_by_how_much_photos_were_read_smaller(
+    data: Path, real_ir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = read_image(data / "lfw" / "images" / "Tony_Blair" / "Tony_Blair_0018.jpg")
+    cv2.imwrite(str(tmp_path / "large.jpg"), cv2.resize(photo, None, fx=6, fy=6))
+    words = ["embed", tmp_path / "large.jpg", "-o", tmp_path / "out.npz", "--model", real_ir, "--min-size", "320"]
+    assert main([*map(str, words), "--json"]) == 0
+    told = capsys.readouterr()
+    assert (answer := json.loads(told.out))["rows"] == 1
+    assert (answer["reduced"], answer["min_size"], answer["min_size_from"]) == (2, 320, "min-size")
+    assert "JPEGs were read at down to 1/2 of their size" in told.err
+
+
+def test_a_face_too_small_for_the_model_or_the_gate_is_found_where_it_is_asked_for(data: Path, real_ir: Path) -> None:
+    photo = read_image(data / "lfw" / "images" / "Tony_Blair" / "Tony_Blair_0018.jpg")
+    with edgeface.load(real_ir, detector="mtcnn") as app:
+        (whole,) = app.analyze(photo)
+        scale = 27 / (whole.box[2:] - whole.box[:2]).min()
+        small = cv2.resize(photo, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        assert app.found_by() == FoundBy("mtcnn", 32, "model")
+        assert app.analyze(small) == app.analyze(small, gate=QualityGate()) == []
+        (found,) = app.analyze(small, gate=QualityGate(min_box_side=24, min_eye_distance=10))
+        assert not found.reasons
+    with edgeface.load(real_ir, detector="mtcnn", min_size=20) as app:
+        (found,) = app.analyze(small, gate=QualityGate())
+        assert "box side" in found.reasons[0]
+        (found,) = app.analyze(small)
+        assert found.embedding is not None
 
 
 def test_every_frame_of_the_film_comes_with_its_time(data: Path) -> None:

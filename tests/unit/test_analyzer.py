@@ -38,7 +38,7 @@ from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.gallery.store.sqlite import SqliteStore
 from edgeface.recognize import Metric, Threshold, calibrate, save_thresholds
 from edgeface.recognize.identify import Verdict
-from edgeface.vision.detector import Faces
+from edgeface.vision.detector import Faces, FoundBy
 from edgeface.vision.quality import QualityGate
 
 pytestmark = pytest.mark.timeout(60)
@@ -475,6 +475,30 @@ def test_auto_is_what_a_gallery_was_made_with_else_yunet_where_it_is_downloaded_
         edgeface.load_detector(model=tmp_path)
     with pytest.raises(ModelFormatError, match="yunet_n_dynamic"):
         edgeface.load_detector()
+
+
+@pytest.mark.parametrize(("side", "least", "why"), [(160, 32, "model"), (101, 21, "model"), (100, 20, "default")])
+def test_the_smallest_face_is_the_gates_else_a_fifth_of_the_models_input(side: int, least: int, why: str) -> None:
+    assert FoundBy.choose("yunet", (side - 1, side)) == FoundBy("yunet", least, why)
+    assert FoundBy.choose("yunet", (side, side), QualityGate(min_box_side=40.5)) == FoundBy("yunet", 41, "gate")
+
+
+def test_faces_are_looked_for_from_the_size_on_that_can_be_used_or_from_the_one_that_is_asked_for(ir: Path) -> None:
+    def found(app: FaceAnalyzer, gate: QualityGate | None) -> tuple[int, FoundBy]:
+        return app.pipeline(gate=gate).settings["detector"]["min_size"], app.found_by(gate)
+
+    gate = QualityGate(min_box_side=50)
+    with edgeface.load(ir, detector="mtcnn") as app:
+        assert found(app, gate) == (50, FoundBy("mtcnn", 50, "gate"))
+        assert found(app, None) == (20, FoundBy("mtcnn", 20, "default"))
+        assert found(app, gate)[0] == 50  # one call changes nothing for another
+    with edgeface.load(ir, detector="mtcnn", min_size=24) as app:
+        assert found(app, gate) == found(app, None) == (24, FoundBy("mtcnn", 24, "min-size"))
+    detector = edgeface.load_detector("mtcnn", min_size=30)
+    with edgeface.load(ir, detector=detector) as app:
+        assert found(app, gate) == found(app, None) == (30, FoundBy("mtcnn", 30, "min-size"))
+    with edgeface.load(ir, detector=None) as app:
+        assert app.found_by(gate) == FoundBy(None, None, None)
 
 
 def test_liveness_needs_whole_photos_and_a_liveness_model(ir: Path, tmp_path: Path) -> None:

@@ -51,12 +51,13 @@ def settings_rows(result: BenchmarkResult) -> Rows:
     names = ("device", "hint", "precision", "streams", "requests", "threads", "batch", "input_format")
     asked = {name: getattr(settings, name) for name in names} | dict(settings.extra)
     ran = {name: getattr(execution, name) for name in ("precision", "streams", "requests", "threads")}
-    rows = [
-        _row("Scenario", settings.scenario + (", end to end" if settings.end_to_end else "")),
-        _row("Asked for", _list({name: value for name, value in asked.items() if value is not None})),
-        _row("Ran on", ", ".join(execution.full_names)),
-        _row("Ran as", _list(ran, lambda value: "unknown" if value is None else value)),
-    ]
+    rows = [_row("Scenario", settings.scenario + (", end to end" if settings.end_to_end else ""))]
+    if settings.scenario != "search":  # which runs no model
+        rows += [
+            _row("Asked for", _list({name: value for name, value in asked.items() if value is not None})),
+            _row("Ran on", ", ".join(execution.full_names)),
+            _row("Ran as", _list(ran, lambda value: "unknown" if value is None else value)),
+        ]
     if execution.affinity:
         rows.append(_row("Affinity", execution.affinity))
     rows += [_row("Note", note) for note in execution.notes]

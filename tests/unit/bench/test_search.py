@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 from tiny_ir import write_tiny_ir
 
 from edgeface.bench.compare.comparable import read_side, require_comparable
+from edgeface.bench.report.tables import settings_rows
 from edgeface.bench.result import BenchmarkResult
 from edgeface.bench.run.load_generator import RunLimits
 from edgeface.bench.run.runner import DEFAULTS, ScenarioOptions, benchmark
 from edgeface.bench.run.search import make_gallery, run_search
+from edgeface.cli.bench_table import show
 from edgeface.errors import InputError
 from edgeface.gallery.index.exact import ExactIndex, exact_index
 from edgeface.recognize.known import shipped_thresholds
@@ -73,6 +77,13 @@ def test_a_search_is_measured_like_any_other_scenario(ir: Path, storage: Any) ->
     assert result.validity is not None
     assert result.validity.warmed_up
     assert BenchmarkResult.from_dict(result.to_dict()) == result
+    console = Console(file=io.StringIO(), width=200)
+    show(result, console)
+    told = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "templates" in told
+    for words in (told, str(settings_rows(result))):  # no model ran
+        assert "hint" not in words
+        assert "precision" not in words
 
 
 def test_the_person_of_a_probe_is_found_first_in_a_gallery_of_real_length() -> None:

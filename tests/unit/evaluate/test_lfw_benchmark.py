@@ -8,9 +8,11 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 
+from edgeface.evaluate.faces import FaceSource
 from edgeface.evaluate.pairs import parse_pairs
 from edgeface.vision.detector import Faces
 
@@ -106,6 +108,27 @@ def test_a_part_of_the_pairs_has_both_kinds_in_each_fold() -> None:
         ("A/A_0001", "X/X_0002"),
     ]
     assert shortened(pairs, None) is pairs
+
+
+def test_the_second_photo_of_a_pair_is_replaced_by_a_copy_with_a_smaller_face(tmp_path: Path) -> None:
+    from lfw import make_smaller
+
+    class Half(CountingDetector):
+        """Takes the left half of an image for a face."""
+
+        def detect(self, images: Any) -> list[Faces]:
+            boxes = [np.float32([[0, 0, image.shape[1] / 2, image.shape[0]]]) for image in images]
+            return [Faces(box, np.zeros((1, 5, 2), np.float32), np.ones(1, np.float32)) for box in boxes]
+
+    pairs = parse_pairs(b"1\t1\nA\t1\t2\nA\t2\tX\t1")
+    files = [tmp_path / f"{number}.png" for number in range(len(pairs.images))]
+    for file in files:
+        cv2.imwrite(str(file), np.zeros((120, 200, 3), np.uint8))
+    copied, both = make_smaller(pairs, files, FaceSource(detector=Half()), 20, tmp_path)  # type: ignore[arg-type]
+    assert [both[row] for row in copied.first] == [files[row] for row in pairs.first]
+    assert [copied.images[row] for row in copied.second] == [pairs.images[row] for row in pairs.second]
+    assert {cv2.imread(str(both[row])).shape for row in copied.second} == {(24, 40, 3)}
+    assert len(both) == len(copied.images) == 5
 
 
 def test_a_row_that_is_less_accurate_than_before_or_new_is_named() -> None:

@@ -414,6 +414,13 @@ def test_photos_are_reduced_as_far_as_every_face_that_is_looked_for_has_the_pixe
         assert Pipeline(None, embedder).reduction == 1
 
 
+def test_no_smaller_face_than_asked_for_is_looked_for_in_a_reduced_image(embedder: Embedder) -> None:
+    detector = SquareNetworks(65)
+    frame = Frame(draw((0, 0, 0)), 0, 0, "a", reduced=2)
+    list(Pipeline(detector, embedder).run([frame]))
+    assert detector.looked_for == [33]  # of 32 pixels is a face of 64
+
+
 def test_faces_of_reduced_images_are_those_of_their_photos(tmp_path: Path) -> None:
     """Boxes, landmarks and quality are in pixels of the photo, and a box recipe cuts out the same part of it."""
     photo = cv2.resize(draw((0, 20, 20), (2, 300, 100)), None, fx=4, fy=4, interpolation=cv2.INTER_NEAREST)

@@ -7,12 +7,13 @@ import json
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from fastapi.testclient import TestClient
-from tiny_ir import BLUE, GREEN, RED, TEAL
+from tiny_ir import BLUE, GREEN, RED, TEAL, write_tiny_ir
 from unit.serve.conftest import OPEN, MakeService, client_of, enrol, jpeg
 
 from edgeface.recognize.known import own_path
@@ -21,6 +22,7 @@ from edgeface.recognize.threshold import calibrate, save_thresholds
 from edgeface.serve import answers
 from edgeface.serve.keys import Role
 from edgeface.serve.service import Service
+from edgeface.serve.settings import Settings
 
 pytestmark = pytest.mark.timeout(60)
 API = "/api/edgeface/v1"
@@ -54,6 +56,30 @@ def test_analyze_tells_where_faces_are_and_embeds_them_only_if_asked(client: Tes
     assert vectors.argmax(axis=1).tolist() == [0, 1]  # mean blue, mean green
     (gated,) = post(client, "/analyze", jpeg(BLUE), embeddings=True, gate=True).json()["faces"]
     assert gated["embedding"] is None or not gated["reasons"]
+
+
+@pytest.mark.parametrize(("size", "told"), [(None, {"gate": 32, "default": 20}), (24, {"min-size": 24})])
+def test_answers_say_from_which_size_on_faces_were_looked_for_and_why(
+    tmp_path: Path, size: int | None, told: dict[str, int]
+) -> None:
+    given = {
+        "state": tmp_path / "state",
+        "models": {"default": {"model": str(write_tiny_ir(tmp_path)), "detector": "mtcnn", "min_size": size}},
+        "galleries": {"gated": {"threshold": 0.95}, "open": OPEN},
+    }
+    photo, found = jpeg(BLUE), dict[str, int]()
+    with Service(Settings.model_validate(given)) as service, client_of(service) as client:
+        for path, query, why in (
+            ("/identify", {"gallery": "gated"}, "gate"),
+            ("/identify", {"gallery": "open"}, "default"),
+            ("/analyze", {"gate": True}, "gate"),
+            ("/analyze", {}, "default"),
+        ):
+            answer = post(client, path, photo, **query).json()
+            assert answer["detector"] == "mtcnn"
+            assert answer["min_size_from"] == (why if size is None else "min-size")
+            assert found.setdefault(answer["min_size_from"], answer["min_size"]) == answer["min_size"]
+    assert found == told
 
 
 def test_too_many_faces_are_refused_before_any_is_embedded(make_service: MakeService) -> None:

@@ -14,7 +14,7 @@ import edgeface
 from edgeface.errors import ContractError, GalleryError, GalleryServerError
 from edgeface.gallery.keys import read_key
 from edgeface.gallery.opening import open_gallery
-from edgeface.gallery.records import NewTemplate
+from edgeface.gallery.records import NewTemplate, detector_note
 from edgeface.gallery.store.restore import restore_gallery
 from edgeface.serve.keys import Role
 from edgeface.serve.problems import problem_of
@@ -155,3 +155,16 @@ def test_auto_is_the_detector_that_the_galleries_were_made_with_and_another_one_
         assert client.get("/api/edgeface/v1/models").json()["models"][0]["detector"] == "squares"  # the loaded one
         service.load_model("default")
         assert asked(service) == "mtcnn"
+
+
+def test_a_note_names_every_other_detector_that_made_templates() -> None:
+    assert detector_note([], "yunet") is None
+    assert detector_note(["yunet"], "yunet") is None
+    note = detector_note(["mtcnn"], "yunet")
+    assert note is not None
+    assert note.startswith("the gallery's templates were made with mtcnn, and yunet finds the faces now")
+    assert note.endswith("use the detector mtcnn, or enrol again")
+    note = detector_note(["mtcnn", "retail-0004", "yunet"], "yunet")
+    assert note is not None
+    assert note.startswith("some of the gallery's templates were made with mtcnn and retail-0004, and yunet finds")
+    assert note.endswith("enrol these again")

@@ -32,6 +32,7 @@ from edgeface.serve.authority import issue_client, issue_server
 from edgeface.serve.keys import KeyStore
 from edgeface.serve.server import _reload, make_server, renew_certificate
 from edgeface.serve.service import Service
+from edgeface.vision.detector import FoundBy
 
 pytestmark = [pytest.mark.timeout(60), pytest.mark.slow]
 IDENTIFY = "/api/edgeface/v1/identify"
@@ -105,10 +106,10 @@ def test_a_client_that_leaves_takes_its_work_with_it(make_service: MakeService) 
     service = make_service(limits={"workers": 1, "queue": 4})
     gate, computed = threading.Event(), []
 
-    def identify(photo: bytes, *_: object, **__: object) -> list[object]:
+    def identify(photo: bytes, *_: object, **__: object) -> tuple[list[object], FoundBy]:
         computed.append(photo)
         gate.wait(20)
-        return []
+        return [], FoundBy()
 
     service.identify = identify  # type: ignore[method-assign]
     with serving(service) as port, contextlib.ExitStack() as open_ones:
