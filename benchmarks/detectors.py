@@ -1,7 +1,7 @@
 """Is the detector the reference, and how much faster is it? Prints one JSON object.
 
-python benchmarks/detectors.py agree               # MTCNN against mtcnn_reference.npz, all 7,701 images
-python benchmarks/detectors.py speed --rounds 4    # against TensorFlow (extra `parity`), alternating
+python benchmarks/detectors.py agree [--mtcnn DIR]  # MTCNN against mtcnn_reference.npz, all 7,701 images
+python benchmarks/detectors.py speed --rounds 4    # against TensorFlow (extra `parity`), alternating; --mtcnn too
 python benchmarks/detectors.py small               # MTCNN and YuNet on faces of 34 to 56 pixels in 12 megapixels
 python benchmarks/detectors.py lfw --images 500    # the same two on LFW: same face, overlap, CPU time
 python benchmarks/detectors.py floor --rounds 4    # what MTCNN's three networks compute, and their share of its time
@@ -77,7 +77,7 @@ def compare_with_reference(
     }
 
 
-def compare_speed(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
+def compare_speed(data: Path, mtcnn: Path, *, rounds: int, images: int) -> dict[str, Any]:
     """Milliseconds an image on LFW, ours in batches and TensorFlow's one by one, turn by turn."""
     from mtcnn_tensorflow import TensorFlowMTCNN
 
@@ -85,7 +85,7 @@ def compare_speed(data: Path, *, rounds: int, images: int) -> dict[str, Any]:
     pictures = [read_image(path) for path in paths[:: max(1, len(paths) // images)][:images]]
     rgb = [np.ascontiguousarray(picture[:, :, ::-1]) for picture in pictures]
     reference = TensorFlowMTCNN(data / "mtcnn")
-    with load_detector("mtcnn", model=data / "mtcnn") as detector:
+    with load_detector("mtcnn", model=mtcnn) as detector:
         contenders: dict[str, Callable[[], object]] = {
             "tensorflow": lambda: [reference.detect(picture) for picture in rgb],
             "edgeface": lambda: detector.detect(pictures),
@@ -221,9 +221,12 @@ def main() -> None:
         "--images", type=int, help="how many; all of LFW for agree, 64 for speed and floor, 500 for lfw, 8 for small"
     )
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument(
+        "--mtcnn", type=Path, default=DATA / "mtcnn", metavar="DIR", help="agree, speed: other networks, e.g. in INT8"
+    )
     options = parser.parse_args()
     if options.question == "agree":
-        with load_detector("mtcnn", model=DATA / "mtcnn") as detector:
+        with load_detector("mtcnn", model=options.mtcnn) as detector:
             answer = compare_with_reference(detector, DATA, limit=options.images)
     elif options.question == "small":
         answer = compare_small(DATA, images=options.images or 8)
@@ -232,7 +235,7 @@ def main() -> None:
     elif options.question == "floor":
         answer = measure_floor(DATA, rounds=options.rounds, images=options.images or 64)
     else:
-        answer = compare_speed(DATA, rounds=options.rounds, images=options.images or 64)
+        answer = compare_speed(DATA, options.mtcnn, rounds=options.rounds, images=options.images or 64)
     print(json.dumps(answer, indent=2))
 
 

@@ -96,7 +96,7 @@ def main() -> None:
     report: dict[str, Any] = {"openvino": ov.get_version(), "cpus": len(os.sched_getaffinity(0))}
     report["load_at_start"] = round(os.getloadavg()[0], 1)
     if "mtcnn" in options.only:
-        report["mtcnn"] = compare_speed(DATA, rounds=options.rounds, images=options.mtcnn_images)
+        report["mtcnn"] = compare_speed(DATA, DATA / "mtcnn", rounds=options.rounds, images=options.mtcnn_images)
     if "film" in options.only:
         report["film"] = measure_film(options.model, options.frames, options.rounds, options.every)
     if "evaluation" in options.only:
