@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -21,32 +20,10 @@ if TYPE_CHECKING:
     from edgeface.vision.detector import Detector
 
 
-class _Scenario(str, enum.Enum):
-    single_stream = "single-stream"
-    multi_stream = "multi-stream"
-    server = "server"
-    offline = "offline"
-    kiosk = "kiosk"
-    search = "search"
-
-
-class _Storage(str, enum.Enum):
-    float32 = "float32"
-    int8 = "int8"
-    graph = "graph"
-
-
-class _Hint(str, enum.Enum):
-    latency = "latency"
-    throughput = "throughput"
-    cumulative_throughput = "cumulative_throughput"
-    none = "none"
-
-
-class _Precision(str, enum.Enum):
-    f32 = "f32"
-    bf16 = "bf16"
-    f16 = "f16"
+_Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk", "search"]
+_Storage = Literal["float32", "int8", "graph"]
+_Hint = Literal["latency", "throughput", "cumulative_throughput", "none"]
+_Precision = Literal["f32", "bf16", "f16"]
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +51,7 @@ def run(
             "-s",
             help="MLPerf Inference load scenario, kiosk for the faces of a video, or search for a gallery's search.",
         ),
-    ] = _Scenario.single_stream,
+    ] = "single-stream",
     device: Annotated[str | None, option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
         _Hint | None, typer.Option(help="Performance hint. Default: latency for single-stream, else throughput.")
@@ -157,10 +134,10 @@ def run(
     from edgeface.files import require_writable
     from edgeface.runtime import DevicePlan
 
-    planned = {
+    planned: dict[str, Any] = {
         "device": device,
-        "hint": hint and hint.value,
-        "precision": precision and precision.value,
+        "hint": hint,
+        "precision": precision,
         "streams": streams,
         "requests": requests,
         "threads": threads,
@@ -174,10 +151,10 @@ def run(
             )
         require_writable(output_dir)
     if hint is None:
-        hint = _Hint.latency if scenario is _Scenario.single_stream else _Hint.throughput
+        hint = "latency" if scenario == "single-stream" else "throughput"
     settings = RunSettings(
-        **planned | {"device": device or "CPU", "hint": None if hint is _Hint.none else hint.value.upper()},
-        scenario=scenario.value,
+        **planned | {"device": device or "CPU", "hint": None if hint == "none" else hint.upper()},
+        scenario=scenario,
         batch=batch,
         end_to_end=end_to_end,
         seed=seed,
@@ -187,7 +164,7 @@ def run(
         warm_up_s=warm_up,
     )
     liveness = liveness or liveness_models is not None
-    if scenario is not _Scenario.kiosk and (frame_rate or liveness):
+    if scenario != "kiosk" and (frame_rate or liveness):
         raise InputError("--frame-rate and --liveness require --scenario kiosk")
     needed = _kiosk(scenario, video, detector, detector_model, landmarks_model, device or "CPU", frame_rate)
     checking = edgeface.load_liveness(liveness_models, device=device or "CPU") if liveness else contextlib.nullcontext()
@@ -203,7 +180,7 @@ def run(
                 detector=finder,
                 liveness=checker,
                 templates=templates,
-                storage=None if storage is None else storage.value,
+                storage=storage,
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,
@@ -243,7 +220,7 @@ def _kiosk(
     frame_rate: float | None,
 ) -> Iterator[tuple[VideoFile | None, Detector | None]]:
     """Yield the video and the detector of the kiosk scenario; refuse them in any other."""
-    if scenario is not _Scenario.kiosk:
+    if scenario != "kiosk":
         if given := video or detector or detector_model or landmarks_model:
             raise InputError(f"{given}: video and detector options require --scenario kiosk")
         yield None, None
@@ -253,8 +230,8 @@ def _kiosk(
     from edgeface.bench.run.kiosk import VideoFile
 
     shown = VideoFile.open(video, rate=frame_rate)
-    name = detector or DetectorName.auto
+    name = detector or "auto"
     with edgeface.load_detector(
-        name.value, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=_KIOSK_FACE
+        name, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=_KIOSK_FACE
     ) as loaded:
         yield shown, loaded

@@ -9,15 +9,7 @@ import typer
 from rich.table import Table
 
 import edgeface
-from edgeface.cli.options import (
-    EvaluationOptions,
-    FarsOption,
-    FlipName,
-    FlipOption,
-    MetricName,
-    ModelOption,
-    with_options,
-)
+from edgeface.cli.options import EvaluationOptions, FarsOption, FlipOption, MetricName, ModelOption, with_options
 from edgeface.cli.output import (
     JsonOption,
     emit_json,
@@ -67,8 +59,8 @@ def calibrate(
         ),
     ] = None,
     far: FarsOption = [0.01, 0.001, 1e-4, 1e-5, 1e-6],  # noqa: B006 - typer only reads it
-    metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = MetricName.cosine,
-    flip: FlipOption = FlipName.none,
+    metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = "cosine",
+    flip: FlipOption = "none",
     options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
@@ -84,7 +76,7 @@ def calibrate(
     images = people or images
     if images is None:
         raise InputError("expected a folder of photos, found none; try: edgeface calibrate PEOPLE")
-    if output is None and (metric is MetricName.euclidean or flip is not FlipName.none):
+    if output is None and (metric == "euclidean" or flip != "none"):
         raise InputError(
             "searches and enrolment use neither Euclidean distances nor mirror images; leave --metric and --flip out, "
             "or give a file with --output"
@@ -100,8 +92,8 @@ def calibrate(
             target,
             faces,
             fars=far,
-            metric=Metric(metric.value),
-            flip=None if flip is FlipName.none else flip.value,
+            metric=Metric(metric),
+            flip=None if flip == "none" else flip,
             device=options.device,
             allow_seeded=options.allow_seeded,
             created_from=f"{pairs or images}, {len(listed.images)} images, {faces.text}",

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -13,10 +12,7 @@ from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_thresho
 from edgeface.cli.words import reduced_words
 from edgeface.files import require_writable
 
-
-class _Method(str, enum.Enum):
-    chinese_whispers = "chinese-whispers"
-    dbscan = "dbscan"
+_Method = Literal["chinese-whispers", "dbscan"]
 
 
 def register(app: typer.Typer) -> None:
@@ -31,7 +27,7 @@ def cluster(
         typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...", show_default=False),
     ],
     *,
-    method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
+    method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = "chinese-whispers",
     threshold: ThresholdOption = None,
     far: Annotated[
         float | None,
@@ -66,7 +62,7 @@ def cluster(
             folder,
             output_dir,
             app.pipeline(gate=QualityGate() if gate else None),
-            method=method.value,
+            method=method,
             threshold=limit,
             far=far,
             min_samples=min_samples,

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -30,11 +29,7 @@ if TYPE_CHECKING:
     from edgeface.scale.ray import RayResult
 
 
-class _Faces(str, enum.Enum):
-    largest = "largest"
-    all = "all"
-
-
+_Faces = Literal["largest", "all"]
 _ADDRESS = re.compile(r"auto|local|([a-z]+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
 
 
@@ -76,7 +71,7 @@ def embed(
         ),
     ],
     *,
-    faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = _Faces.largest,
+    faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = "largest",
     ray: Annotated[
         str | None,
         typer.Option(
@@ -92,7 +87,7 @@ def embed(
 ) -> None:
     """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
     if ray is not None:
-        _embed_on_ray(paths, output, ray, faces=faces.value, options=options, strict=strict, json=json)
+        _embed_on_ray(paths, output, ray, faces=faces, options=options, strict=strict, json=json)
         return
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
@@ -102,7 +97,7 @@ def embed(
     photos = list_photos(paths)  # what costs nothing to find is told before the model is loaded
     require_writable(output.parent)
     with options.load(photos=len(photos.files)) as app, out.progress_bars() as progress:
-        result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
+        result = embed_folder(paths, app.pipeline(faces=faces), output, progress=progress)
         model, detector = app.contract.name, app.detector
     _tell(
         result,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -27,33 +26,12 @@ if TYPE_CHECKING:
     from edgeface.vision.quality import QualityGate
 
 
-class FlipName(str, enum.Enum):
-    """Use of the mirror image of a face."""
-
-    none = "none"
-    average = "average"
-    concatenate = "concatenate"
-
-
-class MetricName(str, enum.Enum):
-    """`edgeface.Metric`, without importing what computes it."""
-
-    cosine = "cosine"
-    cosine_distance = "cosine-distance"
-    squared_l2 = "squared-l2"
-    arccos = "arccos"
-    euclidean = "euclidean"
-
-
-class DetectorName(str, enum.Enum):
-    """Detectors of edgeface and its zoo; ``auto`` is one of them."""
-
-    auto = "auto"
-    mtcnn = "mtcnn"
-    yunet = "yunet"
-    retail_0004 = "retail-0004"
-
-
+FlipName = Literal["none", "average", "concatenate"]
+"""Use of the mirror image of a face."""
+MetricName = Literal["cosine", "cosine-distance", "squared-l2", "arccos", "euclidean"]
+"""`edgeface.Metric`, without importing what computes it."""
+DetectorName = Literal["auto", "mtcnn", "yunet", "retail-0004"]
+"""Detectors of edgeface and its zoo; ``auto`` is one of them."""
 ModelOption = Annotated[
     Path | None,
     typer.Option(
@@ -146,7 +124,7 @@ def parse_threshold(text: str | None) -> float | Path | None:
 class DetectorOptions:
     """Options of a command that finds faces."""
 
-    detector: DetectorOption = DetectorName.auto
+    detector: DetectorOption = "auto"
     detector_model: DetectorModelOption = None
     landmarks_model: LandmarksModelOption = None
     min_size: MinSizeOption = None
@@ -157,7 +135,7 @@ class DetectorOptions:
         from edgeface.runtime.cache import usual_folder
 
         return edgeface.load_detector(
-            self.detector.value,
+            self.detector,
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
@@ -197,13 +175,13 @@ class AnalyzerOptions(DetectorOptions):
         from edgeface.runtime.cache import usual_folder
 
         detector = self.detector
-        if detector is DetectorName.auto:  # here, for all machines that load it
+        if detector == "auto":  # here, for all machines that load it
             given = self.detector_model or self.landmarks_model
-            detector = DetectorName.mtcnn if given else DetectorName(edgeface.choose_detector(made_with))
+            detector = "mtcnn" if given else edgeface.choose_detector(made_with)
         return {
             "model": self.model,
             "device": self.device,
-            "detector": None if self.crops else detector.value,
+            "detector": None if self.crops else detector,
             "detector_model": self.detector_model,
             "landmarks_model": self.landmarks_model,
             "min_size": self.min_size or (edgeface.SMALLEST_FACE if gate is None else gate.smallest_face),
@@ -270,9 +248,9 @@ class LabelledOptions:
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")
         else:
-            name = self.detector or DetectorName.auto
+            name = self.detector or "auto"
             with edgeface.load_detector(
-                name.value, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
+                name, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
             ) as loaded:
                 yield FaceSource(None, loaded, loaded.name)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -36,30 +36,13 @@ if TYPE_CHECKING:
     from edgeface.quantize import Pareto
 
 
-class _Preset(str, enum.Enum):
-    mixed = "mixed"
-    performance = "performance"
+_Preset = Literal["mixed", "performance"]
+_Mode = Literal["int8", "weights", "fp16"]
+_Bias = Literal["fast", "accurate", "none"]
+_HalfRange = Literal["all", "first-layer", "none"]
 
 
-class _Mode(str, enum.Enum):
-    int8 = "int8"
-    weights = "weights"
-    fp16 = "fp16"
-
-
-class _Bias(str, enum.Enum):
-    fast = "fast"
-    accurate = "accurate"
-    none = "none"
-
-
-class _HalfRange(str, enum.Enum):
-    all = "all"
-    first_layer = "first-layer"
-    none = "none"
-
-
-class _Precision(str, enum.Enum):
+class _Precision(str, enum.Enum):  # typer takes no list of literals
     fp16 = "fp16"
     int8_mixed = "int8-mixed"
     int8_performance = "int8-performance"
@@ -99,10 +82,10 @@ def quantize(
     ],
     preset: Annotated[
         _Preset, typer.Option(help="Quantization of activations: mixed is asymmetric, performance symmetric.")
-    ] = _Preset.mixed,
+    ] = "mixed",
     mode: Annotated[
         _Mode, typer.Option(help="int8: weights and activations; weights: 8-bit weights only; fp16: FP16 storage.")
-    ] = _Mode.int8,
+    ] = "int8",
     subset: SubsetOption = 300,
     max_drop: Annotated[
         float, typer.Option(help="Maximum accuracy drop on labelled pairs, 0 to 1.", min=0.0, max=1.0)
@@ -133,10 +116,10 @@ def quantize(
     ] = None,
     bias_correction: Annotated[
         _Bias, typer.Option(help="Bias correction; 'accurate' takes about four times as long.")
-    ] = _Bias.fast,
+    ] = "fast",
     half_range: Annotated[
         _HalfRange, typer.Option(help="Layers whose weights use 7 bits, which avoids saturation on CPUs without VNNI.")
-    ] = _HalfRange.all,
+    ] = "all",
     keep: Annotated[list[str] | None, typer.Option(help="Layer to keep in floating point. Repeatable.")] = None,
     accuracy_control: Annotated[
         float | None,
@@ -175,15 +158,15 @@ def quantize(
     from edgeface.quantize import quantize as run
 
     recipe = QuantizationRecipe(
-        method=f"int8-{preset.value}" if mode is _Mode.int8 else mode.value,  # type: ignore[arg-type]
+        method=f"int8-{preset}" if mode == "int8" else mode,  # type: ignore[arg-type]
         subset=subset,
-        bias_correction=bias_correction.value,
-        half_range=half_range.value,
+        bias_correction=bias_correction,
+        half_range=half_range,
         ignored=tuple(keep or ()),
         control=accuracy_control,
         seed=seed,
     )
-    if as_detector is DetectorName.auto:
+    if as_detector == "auto":
         raise InputError("--as auto: expected the detector that the model is of, e.g. --as yunet")
     if as_detector is not None:
         if validate != "none" or images or recalibrate or crops or detector or detector_model:
@@ -193,8 +176,8 @@ def quantize(
             )
         with progress_bars() as progress:
             made = quantize_detector(
-                as_detector.value,
-                None if as_detector is DetectorName.mtcnn and model == "mtcnn" else Path(model),
+                as_detector,
+                None if as_detector == "mtcnn" and model == "mtcnn" else Path(model),
                 output_dir,
                 calibration,
                 recipe=recipe,

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import enum
 import json as json_
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -25,15 +24,8 @@ keys = typer.Typer(no_args_is_help=True, help="Keys of the service: add, list, r
 audit = typer.Typer(no_args_is_help=True, help="The log of who asked what: verify, show, prune.")
 
 
-class RoleName(str, enum.Enum):
-    """`edgeface.serve.keys.Role`, without importing what keeps keys."""
-
-    recognise = "recognise"
-    enrol = "enrol"
-    admin = "admin"
-    metrics = "metrics"
-
-
+RoleName = Literal["recognise", "enrol", "admin", "metrics"]
+"""`edgeface.serve.keys.Role`, without importing what keeps keys."""
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as 'keys list' shows it.")]
 
 
@@ -67,7 +59,7 @@ def add(
         _check_gallery(context, gallery)
     with _open_keys(context, create=True) as store:
         expires = None if days is None else store.now() + datetime.timedelta(days=days)
-        _print_new(*store.add(name, Role(role.value), gallery=gallery, expires=expires), store, json=json)
+        _print_new(*store.add(name, Role(role), gallery=gallery, expires=expires), store, json=json)
 
 
 @keys.command("list", epilog="Example: edgeface serve keys list")

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -30,28 +29,10 @@ if TYPE_CHECKING:
     from edgeface.train import HeadOutcome
 
 
-class _Preset(str, enum.Enum):
-    linear = "linear"
-    finetune = "finetune"
-    focal_restarts = "focal-restarts"
-
-
-class _Loss(str, enum.Enum):
-    cross_entropy = "cross-entropy"
-    focal = "focal"
-
-
-class _Weights(str, enum.Enum):
-    balanced = "balanced"
-    rare = "rare"
-    none = "none"
-
-
-class _Augmentation(str, enum.Enum):
-    none = "none"
-    mirror = "mirror"
-    light = "light"
-    some_of_seven = "some-of-seven"
+_Preset = Literal["linear", "finetune", "focal-restarts"]
+_Loss = Literal["cross-entropy", "focal"]
+_Weights = Literal["balanced", "rare", "none"]
+_Augmentation = Literal["none", "mirror", "light", "some-of-seven"]
 
 
 def register(app: typer.Typer) -> None:
@@ -100,14 +81,12 @@ def head(
         float | None, typer.Option(min=0.0, help="Learning rate of unfrozen blocks, as a share of --rate.")
     ] = None,
     patience: PatienceOption = None,
-    loss: Annotated[_Loss, typer.Option(help="Loss.")] = _Loss.cross_entropy,
+    loss: Annotated[_Loss, typer.Option(help="Loss.")] = "cross-entropy",
     gamma: Annotated[float, typer.Option(min=0.0, help="Gamma of the focal loss.")] = 2.0,
     class_weights: Annotated[
         _Weights, typer.Option(help="Weight of people: balanced by their photos; rare: 1 minus the share; or none.")
-    ] = _Weights.balanced,
-    augment: Annotated[
-        _Augmentation, typer.Option(help="Altered copies of the photos to train on too.")
-    ] = _Augmentation.none,
+    ] = "balanced",
+    augment: Annotated[_Augmentation, typer.Option(help="Altered copies of the photos to train on too.")] = "none",
     copies: Annotated[int, typer.Option(min=1, help="Altered copies of each photo.")] = 1,
     min_photos: MinPhotosOption = 4,
     held_out: HeldOutOption = 0.2,
@@ -134,10 +113,10 @@ def head(
     from edgeface.train import PRESETS, HeadSettings, pairs_of_strangers, train_head
 
     settings = HeadSettings(
-        loss=loss.value,
+        loss=loss,
         gamma=gamma,
-        class_weights=class_weights.value,
-        augmentation=augment.value,
+        class_weights=class_weights,
+        augmentation=augment,
         copies=copies,
         unfreeze=unfreeze,
         min_photos=min_photos,
@@ -151,7 +130,7 @@ def head(
         "tail_share": tail_share,
         "patience": patience,
     }
-    chosen = PRESETS[preset.value if preset else "finetune" if unfreeze else "linear"]
+    chosen = PRESETS[preset or "finetune" if unfreeze else "linear"]
     told = {key: value for key, value in given.items() if value is not None}
     with options.open() as faces, progress_bars() as progress:
         outcome = train_head(

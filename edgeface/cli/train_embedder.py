@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import enum
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import typer
 from rich.table import Table
@@ -33,21 +32,9 @@ if TYPE_CHECKING:
 Outcome = TypeVar("Outcome", bound="TrainingOutcome")
 
 
-class _MetricLoss(str, enum.Enum):
-    octuplet = "octuplet"
-    triplet = "triplet"
-
-
-class _Mining(str, enum.Enum):
-    batch_hard = "batch-hard"
-    semi_hard = "semi-hard"
-
-
-class _Kind(str, enum.Enum):
-    svm = "svm"
-    logistic = "logistic"
-
-
+_MetricLoss = Literal["octuplet", "triplet"]
+_Mining = Literal["batch-hard", "semi-hard"]
+_Kind = Literal["svm", "logistic"]
 PeopleArgument = Annotated[
     Path, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
 ]
@@ -78,7 +65,7 @@ def metric(
     *,
     model: ModelOption = None,
     loss: Annotated[_MetricLoss, typer.Option(help="Octuplet, for faces of low resolution; or triplet.")] = (
-        _MetricLoss.octuplet
+        "octuplet"
     ),
     resolutions: Annotated[
         str | None,
@@ -90,7 +77,7 @@ def metric(
         ),
     ] = None,
     margin: Annotated[float, typer.Option(min=0.0, help="Margin, on the scale of the distance.")] = 0.5,
-    mining: Annotated[_Mining, typer.Option(help="Choice of triplets.")] = _Mining.semi_hard,
+    mining: Annotated[_Mining, typer.Option(help="Choice of triplets.")] = "semi-hard",
     keep: Annotated[float, typer.Option(min=0.0, help="Weight of staying near the parent's embeddings.")] = 1.0,
     hidden: Annotated[int, typer.Option(min=0, help="Width of a hidden layer of the projection; 0: none.")] = 0,
     unfreeze: Annotated[
@@ -122,10 +109,10 @@ def metric(
     from edgeface.train import METRIC_DEFAULT, MetricSettings, pairs_of_strangers, train_metric
 
     settings = MetricSettings(
-        loss=loss.value,
+        loss=loss,
         margin=margin,
-        mining=mining.value,
-        resolutions=parse_resolutions(resolutions or ("7,14,28,56" if loss is _MetricLoss.octuplet else None)),
+        mining=mining,
+        resolutions=parse_resolutions(resolutions or ("7,14,28,56" if loss == "octuplet" else None)),
         keep=keep,
         hidden=hidden,
         unfreeze=unfreeze,
@@ -190,7 +177,7 @@ def classifier(
     ],
     *,
     model: ModelOption = None,
-    kind: Annotated[_Kind, typer.Option(help="Linear support vector machine, or logistic regression.")] = _Kind.svm,
+    kind: Annotated[_Kind, typer.Option(help="Linear support vector machine, or logistic regression.")] = "svm",
     c: Annotated[float, typer.Option("--c", help="How little it is regularised.")] = 1.0,
     min_photos: MinPhotosOption = 4,
     held_out: HeldOutOption = 0.2,
@@ -210,7 +197,7 @@ def classifier(
             output_dir,
             edgeface.find_model(model),
             faces,
-            kind=kind.value,
+            kind=kind,
             c=c,
             min_photos=min_photos,
             held_out=held_out,
@@ -222,7 +209,7 @@ def classifier(
     list_left_out(answer, min_photos)
     if json:
         return emit_json(answer)
-    table = Table(f"{answer['people']} people", "classifier", "gallery", title=kind.value, title_justify="left")
+    table = Table(f"{answer['people']} people", "classifier", "gallery", title=kind, title_justify="left")
     told = {"right": "named rightly", "wrong": "named wrongly", "strangers_named": "strangers given a name"}
     for key, text in told.items():
         shares = (answer[each][key]["share"] for each in ("classifier", "gallery"))
