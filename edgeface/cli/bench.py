@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 import edgeface
-from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, option, report, sweep
+from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, report, sweep
 from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
 from edgeface.cli.output import JsonOption, emit_json, print_line, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
@@ -40,9 +40,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.")],
     output_dir: Annotated[
-        Path | None, option("--output-dir", "-o", help="Folder for result.json, with every sample.")
+        Path | None, typer.Option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
     scenario: Annotated[
         _Scenario,
@@ -52,23 +52,26 @@ def run(
             help="MLPerf Inference load scenario, kiosk for the faces of a video, or search for a gallery's search.",
         ),
     ] = "single-stream",
-    device: Annotated[str | None, option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
+    device: Annotated[str | None, typer.Option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
         _Hint | None, typer.Option(help="Performance hint. Default: latency for single-stream, else throughput.")
     ] = None,
-    precision: Annotated[_Precision | None, option(help="Inference precision.")] = None,
-    streams: Annotated[int | None, option(min=1, help="Number of parallel streams.")] = None,
-    requests: Annotated[int | None, option(min=1, help="Number of infer requests.")] = None,
-    threads: Annotated[int | None, option(min=1, help="CPU threads.")] = None,
-    batch: Annotated[int | None, option("--batch", "-b", min=1, help="Batch size.")] = None,
+    precision: Annotated[_Precision | None, typer.Option(help="Inference precision.")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="Number of parallel streams.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Number of infer requests.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, help="Batch size.")] = None,
     plan: Annotated[
         Path | None,
-        option(help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."),
+        typer.Option(
+            help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."
+        ),
     ] = None,
     shape: ShapeOption = None,
     duration: Annotated[float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")] = 20.0,
     max_duration: Annotated[
-        float | None, option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]")
+        float | None,
+        typer.Option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]"),
     ] = None,
     min_count: Annotated[
         int | None,
@@ -83,35 +86,40 @@ def run(
         bool, typer.Option("--end-to-end", help="Measure edgeface's Embedder, including input and output copies.")
     ] = False,
     input_format: Annotated[
-        str | None, option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
+        str | None, typer.Option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
     ] = None,
-    bound: Annotated[float | None, option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")] = None,
+    bound: Annotated[
+        float | None, typer.Option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")
+    ] = None,
     percentile: Annotated[
         float | None,
-        option(
+        typer.Option(
             min=1.0, max=99.99, help="server: percentage of queries that must meet the latency bound.  [default: 99]"
         ),
     ] = None,
     samples_per_query: Annotated[
-        int | None, option(min=1, help="multi-stream: samples per query.  [default: 8]")
+        int | None, typer.Option(min=1, help="multi-stream: samples per query.  [default: 8]")
     ] = None,
-    video: Annotated[Path | None, option(help="kiosk: video, played as by a camera.")] = None,
+    video: Annotated[Path | None, typer.Option(help="kiosk: video, played as by a camera.")] = None,
     frame_rate: Annotated[
-        float | None, option(min=1, max=240, help="kiosk: frames a second.  [default: the video's own]")
+        float | None, typer.Option(min=1, max=240, help="kiosk: frames a second.  [default: the video's own]")
     ] = None,
     liveness: Annotated[
         bool, typer.Option("--liveness", help="kiosk: judge whether faces are live, as edgeface watch does.")
     ] = False,
     liveness_models: Annotated[
-        Path | None, option(help="kiosk: an IR or a folder of IRs; implies --liveness.  [default: both downloaded]")
+        Path | None,
+        typer.Option(help="kiosk: an IR or a folder of IRs; implies --liveness.  [default: both downloaded]"),
     ] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
-    templates: Annotated[int | None, option(min=1, help="search: templates in a gallery that is made.")] = None,
+    templates: Annotated[int | None, typer.Option(min=1, help="search: templates in a gallery that is made.")] = None,
     storage: Annotated[
         _Storage | None,
-        option(help="search: how the index keeps them; graph is approximate.  [default: as a gallery's index does]"),
+        typer.Option(
+            help="search: how the index keeps them; graph is approximate.  [default: as a gallery's index does]"
+        ),
     ] = None,
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Measure the device's peak GFLOP/s, to compute the efficiency.")

@@ -38,7 +38,7 @@ def calibrate(
         Path | None, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
     ] = None,
     *,
-    images: Annotated[Path | None, typer.Option(help="The same as PEOPLE.", show_default=False)] = None,
+    images: Annotated[Path | None, typer.Option(help="The same as PEOPLE.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -46,7 +46,6 @@ def calibrate(
             "-o",
             help="JSON file to write, for --threshold: also rates that the photos do not support. Default: those that "
             "they support are stored for this model; verify, identify and all other commands then use them.",
-            show_default=False,
         ),
     ] = None,
     model: ModelOption = None,
@@ -54,8 +53,7 @@ def calibrate(
         Path | None,
         typer.Option(
             help="Labelled pairs in the format of LFW's pairs.txt. Default: all pairs of the photos, which then lie "
-            "in one folder for each person.",
-            show_default=False,
+            "in one folder for each person."
         ),
     ] = None,
     far: FarsOption = [0.01, 0.001, 1e-4, 1e-5, 1e-6],  # noqa: B006 - typer only reads it

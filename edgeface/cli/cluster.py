@@ -23,8 +23,7 @@ def register(app: typer.Typer) -> None:
 def cluster(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
     output_dir: Annotated[
-        Path,
-        typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...", show_default=False),
+        Path, typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...")
     ],
     *,
     method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = "chinese-whispers",
@@ -33,8 +32,7 @@ def cluster(
         float | None,
         typer.Option(
             help="False accept rate to choose a threshold by. Default: the highest for which a face has at most 0.1 "
-            "false neighbours on average.",
-            show_default=False,
+            "false neighbours on average."
         ),
     ] = None,
     min_samples: Annotated[

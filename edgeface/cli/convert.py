@@ -27,9 +27,7 @@ if TYPE_CHECKING:
 _ORIGINS = {"published": "the published ones", "seeded": "random numbers (seeded)", "unknown": "of unknown origin"}
 """What is known of weights, by the contract's provenance."""
 
-OutputDir = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
-]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.")]
 
 AcceptLicenceOption = Annotated[
     bool, typer.Option("--accept-licence", help="Accept the licence of a zoo model for non-commercial use.")
@@ -41,7 +39,6 @@ CheckOption = Annotated[
         metavar="PHOTOS",
         help="Compare the recipe with its neighbours on photos, one folder a person or with pairs.txt, and write "
         "nothing if it clearly loses. A dozen photos show coarse errors, 40 of 20 people nearly all.",
-        show_default=False,
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write the IR even if its recipe loses the --check.")]
@@ -77,7 +74,6 @@ def convert(
             "-o",
             help="Folder for the IR; made if absent. By default the model store, where the IR becomes the "
             "default model if there is none.",
-            show_default=False,
         ),
     ] = None,
     precision: Annotated[_Precision, typer.Option(help="Precision of the stored weights.")] = "fp32",

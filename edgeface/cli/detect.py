@@ -32,13 +32,7 @@ _BY_BOX = ("mtcnn-box-margin", "mtcnn-box-output-margin")
 
 _ThresholdOption = Annotated[
     float | None,
-    typer.Option(
-        "--threshold",
-        min=0,
-        max=1,
-        help="Minimum detection score, 0 to 1. Default: the detector's own.",
-        show_default=False,
-    ),
+    typer.Option("--threshold", min=0, max=1, help="Minimum detection score, 0 to 1. Default: the detector's own."),
 ]
 
 
@@ -87,14 +81,13 @@ def detect(
 
 def align(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.")],
     *,
     recipe: Annotated[
         _Recipe, typer.Option(help="Alignment of the model, as 'edgeface inspect' prints.")
     ] = "mtcnn-box-margin",
     margin: Annotated[
-        int | None,
-        typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.", show_default=False),
+        int | None, typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.")
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Crop size, pixels. Default: the recipe's.")] = None,
     options: DetectorOptions,

@@ -67,7 +67,6 @@ def embed(
             "--output",
             "-o",
             help="File to write: .npz, or .parquet (needs the extra 'parquet'). With --ray, a folder NAME.parquet.",
-            show_default=False,
         ),
     ],
     *,
@@ -78,7 +77,6 @@ def embed(
             metavar="[ADDRESS]",
             help="Let processes of Ray embed (extra 'ray'): of the Ray at host:port, or, without an address, of one on "
             "this machine alone.",
-            show_default=False,
         ),
     ] = None,
     options: AnalyzerOptions,

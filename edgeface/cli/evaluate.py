@@ -32,9 +32,7 @@ from edgeface.cli.output import (
 from edgeface.files import require_writable
 
 _Protocol = Literal["facenet", "omz"]
-OutputOption = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Folder for the JSON result and report.html.", show_default=False)
-]
+OutputOption = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the JSON result and report.html.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -52,7 +50,7 @@ def register(app: typer.Typer) -> None:
 
 def lfw(
     images: ImagesOption,
-    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.")],
     output_dir: OutputOption,
     *,
     model: ModelOption = None,
@@ -63,8 +61,7 @@ def lfw(
         MetricName | None,
         typer.Option(
             help="Metric; all but euclidean are of normalised embeddings. Default: squared-l2 for facenet, arccos for "
-            "omz.",
-            show_default=False,
+            "omz."
         ),
     ] = None,
     at: Annotated[
@@ -90,7 +87,6 @@ def lfw(
         typer.Option(
             metavar="PIXELS",
             help="Compare again with the second crop of each pair reduced to so many pixels, e.g. 7,14,28,56.",
-            show_default=False,
         ),
     ] = None,
     options: EvaluationOptions,
@@ -176,8 +172,7 @@ def liveness(
     images: Annotated[
         Path,
         typer.Option(
-            help="Folder with live faces in 'live', and one folder for each kind of attack, e.g. 'print' and 'screen'.",
-            show_default=False,
+            help="Folder with live faces in 'live', and one folder for each kind of attack, e.g. 'print' and 'screen'."
         ),
     ],
     output_dir: OutputOption,

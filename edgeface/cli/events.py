@@ -25,12 +25,12 @@ TableFormat = Literal["csv", "ndjson"]
 """Format of an export."""
 _Kind = Literal["known", "unknown", "inconclusive", "spoof"]
 """`edgeface.kiosk.outcome.VisitKind`, without importing what decides."""
-LogArgument = Annotated[Path, typer.Argument(metavar="LOG", help="The event log's file.", show_default=False)]
+LogArgument = Annotated[Path, typer.Argument(metavar="LOG", help="The event log's file.")]
 FormatOption = Annotated[TableFormat, typer.Option("--format", "-f", help="Format of what is printed.")]
 
 
 def _day_option(text: str) -> Any:
-    return typer.Option(formats=["%Y-%m-%d"], help=text, show_default=False)
+    return typer.Option(formats=["%Y-%m-%d"], help=text)
 
 
 SinceOption = Annotated[datetime.datetime | None, _day_option("First day, UTC.")]
@@ -73,7 +73,7 @@ def export(
     log: LogArgument,
     since: SinceOption = None,
     until: UntilOption = None,
-    kind: Annotated[_Kind | None, typer.Option(help="Events of this kind only.", show_default=False)] = None,
+    kind: Annotated[_Kind | None, typer.Option(help="Events of this kind only.")] = None,
     names: Annotated[bool, typer.Option("--names/--no-names", help="With the names of people.")] = True,
     format: FormatOption = "csv",
 ) -> None:
@@ -104,12 +104,8 @@ def attendance(
 @group.command(epilog="Example: edgeface events purge events.sqlite --days 90 --dry-run")
 def purge(
     log: LogArgument,
-    days: Annotated[
-        float | None, typer.Option(min=0, max=36_525, help="Remove events that are older.", show_default=False)
-    ] = None,
-    person: Annotated[
-        int | None, typer.Option(help="Remove name, id and crops of this person; events stay.", show_default=False)
-    ] = None,
+    days: Annotated[float | None, typer.Option(min=0, max=36_525, help="Remove events that are older.")] = None,
+    person: Annotated[int | None, typer.Option(help="Remove name, id and crops of this person; events stay.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: YesOption = False,
     json: JsonOption = False,
@@ -143,10 +139,8 @@ def purge(
 @group.command(epilog="Example: edgeface events resend events.sqlite --target webhook:office")
 def resend(
     log: LogArgument,
-    target: Annotated[
-        str | None, typer.Option(help="Deliveries to this target only: webhook:NAME or mqtt.", show_default=False)
-    ] = None,
-    event: Annotated[str | None, typer.Option(metavar="ID", help="Of this event only.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help="Deliveries to this target only: webhook:NAME or mqtt.")] = None,
+    event: Annotated[str | None, typer.Option(metavar="ID", help="Of this event only.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Put deliveries that failed for good back into the outbox, from which a running kiosk sends them."""

@@ -39,11 +39,10 @@ ModelOption = Annotated[
         "-m",
         help="IR (.xml) with a contract, a zoo name, or ovms://host:port/model. Default: EDGEFACE_MODEL, else as "
         "'edgeface zoo default' says.",
-        show_default=False,
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device, e.g. CPU, GPU, NPU or AUTO.")]
-ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.", show_default=False)]
+ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.")]
 CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops, not photos; skip detection.")]
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
@@ -51,7 +50,7 @@ BoxesOption = Annotated[
 _DETECTOR_HELP = "Face detector; auto: the gallery's, else YuNet if it is downloaded, else MTCNN."
 DetectorOption = Annotated[DetectorName, typer.Option("--detector", help=_DETECTOR_HELP)]
 ChosenDetectorOption = Annotated[
-    DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.", show_default=False)
+    DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.")
 ]
 DetectorModelOption = Annotated[
     Path | None,
@@ -59,7 +58,6 @@ DetectorModelOption = Annotated[
         "--detector-model",
         metavar="PATH",
         help="Detector model, of MTCNN without --detector. Default: the downloaded model; MTCNN's is installed.",
-        show_default=False,
     ),
 ]
 LandmarksModelOption = Annotated[
@@ -68,7 +66,6 @@ LandmarksModelOption = Annotated[
         "--landmarks-model",
         metavar="XML",
         help="Landmark model (landmarks-regression-retail-0009) for retail-0004. Default: the downloaded model.",
-        show_default=False,
     ),
 ]
 MinSizeOption = Annotated[
@@ -78,7 +75,7 @@ MinSizeOption = Annotated[
         min=1,
         help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
         "command lets pass, 32; 20 without a gate.",
-        show_default=False,
+        show_default=False,  # one command has another default
     ),
 ]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
@@ -90,8 +87,7 @@ AllowSeededOption = Annotated[
 ]
 FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate, 0 to 1. Repeatable.")]
 FarOption = Annotated[
-    float | None,
-    typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.", show_default=False),
+    float | None, typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.")
 ]
 ThresholdOption = Annotated[
     str | None,
@@ -99,7 +95,6 @@ ThresholdOption = Annotated[
         "--threshold",
         metavar="FILE|VALUE",
         help="File written by 'edgeface calibrate', or a cosine similarity. Default: the one shipped with the model.",
-        show_default=False,
     ),
 ]
 
@@ -200,7 +195,6 @@ class LivenessOptions(DetectorOptions):
             "--liveness",
             metavar="PATH",
             help="IR (.xml) of a liveness model, or a folder of them. Default: both downloaded models.",
-            show_default=False,
         ),
     ] = None
     threshold: Annotated[

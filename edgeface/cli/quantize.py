@@ -50,7 +50,7 @@ class _Precision(str, enum.Enum):  # typer takes no list of literals
 
 
 CalibrationOption = Annotated[
-    Path, typer.Option(help="Folder of calibration photos, of people who are not in the pairs.", show_default=False)
+    Path, typer.Option(help="Folder of calibration photos, of people who are not in the pairs.")
 ]
 SubsetOption = Annotated[int, typer.Option(min=1, help="Maximum number of calibration photos.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed for choosing the calibration photos.")]
@@ -103,15 +103,12 @@ def quantize(
             metavar="PAIRS",
         ),
     ] = "none",
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.")] = None,
     recalibrate: Annotated[
         Path | None,
         typer.Option(
             help="Labelled pairs (with --images) to calibrate thresholds for the new IR; written beside it.",
             metavar="PAIRS",
-            show_default=False,
         ),
     ] = None,
     bias_correction: Annotated[
@@ -128,7 +125,6 @@ def quantize(
             min=-1.0,
             max=1.0,
             metavar="COSINE",
-            show_default=False,
         ),
     ] = None,
     search: Annotated[
@@ -312,8 +308,7 @@ def _liveness_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 def pareto(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="[MODEL]", help="The .xml of an FP32 IR with a contract.", show_default=False),
+        Path | None, typer.Argument(metavar="[MODEL]", help="The .xml of an FP32 IR with a contract.")
     ] = None,
     *,
     models: Annotated[
@@ -322,7 +317,6 @@ def pareto(
             help="Model to compare as it is, an IR (.xml) or a zoo name, instead of precisions of one. Repeatable; the "
             "others are compared with the first.",
             metavar="IR|NAME",
-            show_default=False,
         ),
     ] = None,
     calibration: Annotated[
@@ -331,22 +325,16 @@ def pareto(
             help="Folder of calibration photos, of people who are not in the pairs; for MODEL.", show_default=False
         ),
     ] = None,
-    images: Annotated[
-        Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.", show_default=False)
-    ],
-    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
+    images: Annotated[Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.")],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.")],
     output_dir: Annotated[
         Path,
         typer.Option(
-            "--output-dir",
-            "-o",
-            help="Folder for pareto.json, pareto.md, pareto.html and the compressed IRs.",
-            show_default=False,
+            "--output-dir", "-o", help="Folder for pareto.json, pareto.md, pareto.html and the compressed IRs."
         ),
     ],
     precision: Annotated[
-        list[_Precision] | None,
-        typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
+        list[_Precision] | None, typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]")
     ] = None,
     subset: SubsetOption = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Timing rounds; each round times each once.")] = 7,

@@ -44,12 +44,8 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what uses it.")],
     role: Annotated[RoleName, typer.Option(help="What it is for; enrol includes recognise, admin includes all.")],
-    gallery: Annotated[
-        str | None, typer.Option(help="The only gallery that it is for. Default: all.", show_default=False)
-    ] = None,
-    days: Annotated[
-        int | None, typer.Option(min=1, max=36500, help="Days until it expires. Default: never.", show_default=False)
-    ] = None,
+    gallery: Annotated[str | None, typer.Option(help="The only gallery that it is for. Default: all.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36500, help="Days until it expires. Default: never.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key, and print it on stdout, this once."""
@@ -150,7 +146,6 @@ def verify(
         typer.Option(
             metavar="NUMBER:HASH",
             help="A head that was printed earlier and kept elsewhere: shows rows that were cut off or written anew.",
-            show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
@@ -172,11 +167,10 @@ def verify(
 def show(
     context: typer.Context,
     since: Annotated[
-        datetime.datetime | None,
-        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time, UTC.", show_default=False),
+        datetime.datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time, UTC.")
     ] = None,
-    action: Annotated[str | None, typer.Option(help="Rows of this action only.", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the last ones.", show_default=False)] = None,
+    action: Annotated[str | None, typer.Option(help="Rows of this action only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the last ones.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Print rows, one JSON object a line; with --json all of them in one object."""
@@ -194,8 +188,7 @@ def show(
 def prune(
     context: typer.Context,
     days: Annotated[
-        float | None,
-        typer.Option(min=0, help="Age of rows to remove. Default: the configuration's.", show_default=False),
+        float | None, typer.Option(min=0, help="Age of rows to remove. Default: the configuration's.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: YesOption = False,
@@ -235,15 +228,10 @@ def certificates(
         typer.Argument(
             metavar="[NAME]...",
             help="DNS names and IP addresses of the server, beside its host name and localhost. Default: as before.",
-            show_default=False,
         ),
     ] = None,
-    client: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make the certificate of this client.", show_default=False)
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Default: tls in the service's state folder.", show_default=False)
-    ] = None,
+    client: Annotated[str | None, typer.Option(metavar="NAME", help="Make the certificate of this client.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Default: tls in the service's state folder.")] = None,
     addresses: Annotated[
         bool, typer.Option(help="For IP addresses too, which gRPC's clients in Python and C++ cannot check.")
     ] = True,

@@ -47,9 +47,7 @@ SeedOption = Annotated[int, typer.Option(min=0, help="Seed of all that is drawn.
 PatienceOption = Annotated[int | None, typer.Option(min=0, help="Epochs without improvement to stop after; 0: never.")]
 MinPhotosOption = Annotated[int, typer.Option(min=2, help="Fewest usable photos of a person; others are dropped.")]
 HeldOutOption = Annotated[float, typer.Option(min=0.0, max=0.5, help="Share of each person's photos to judge by.")]
-ImagesOption = Annotated[
-    Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
-]
+ImagesOption = Annotated[Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.")]
 NameOption = Annotated[str | None, typer.Option(help="Name of the embedder. Default: the model's.")]
 ForceOption = Annotated[
     bool, typer.Option("--force", help="Write the embedder even if it became worse at telling strangers apart.")
@@ -77,7 +75,6 @@ def head(
             "--output-dir",
             "-o",
             help="Folder for the embedder, head.npz, the log and report.html. An unfinished training there is resumed.",
-            show_default=False,
         ),
     ],
     *,
@@ -92,8 +89,7 @@ def head(
         ),
     ] = 0,
     preset: Annotated[
-        _Preset | None,
-        typer.Option(help="Optimisation. Default: linear, or finetune with --unfreeze.", show_default=False),
+        _Preset | None, typer.Option(help="Optimisation. Default: linear, or finetune with --unfreeze.")
     ] = None,
     epochs: Annotated[int | None, typer.Option(min=1, help="Most epochs; replaces the preset's.")] = None,
     batch: Annotated[int | None, typer.Option(min=1, help="Photos a step; replaces the preset's.")] = None,
@@ -121,7 +117,6 @@ def head(
             metavar="PAIRS",
             help="Photos of other people to verify before and after: a folder with one folder for each person, "
             "'lfw' (in EDGEFACE_DATA), or a list of pairs (with --images). Needed with --unfreeze.",
-            show_default=False,
         ),
     ] = None,
     images: ImagesOption = None,
@@ -174,7 +169,6 @@ def metric(
             "--output-dir",
             "-o",
             help="Folder for the embedder, the log and report.html. An unfinished training there is resumed.",
-            show_default=False,
         ),
     ],
     *,
@@ -188,7 +182,6 @@ def metric(
             metavar="PIXELS",
             help="Resolutions of the copies that the photos are trained and judged with. Default: 7,14,28,56 for "
             "octuplet, none for triplet.",
-            show_default=False,
         ),
     ] = None,
     margin: Annotated[float, typer.Option(min=0.0, help="Margin, on the scale of the distance.")] = 0.5,
@@ -210,7 +203,6 @@ def metric(
             metavar="PAIRS",
             help="Photos of other people to verify before and after: a folder with one folder for each person, "
             "'lfw' (in EDGEFACE_DATA), or a list of pairs (with --images). Needed unless --force.",
-            show_default=False,
         ),
     ] = None,
     images: ImagesOption = None,
