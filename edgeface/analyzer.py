@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import EngineClosed, FaceError, ImageError, InputError
+from edgeface.files import Closing
 from edgeface.model.contract import Alignment, ModelContract
 from edgeface.model.embedding import Embedding, Embeddings
 from edgeface.pipeline.observation import Face, FaceObservation, from_left, largest_face
@@ -32,8 +33,6 @@ from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
-
     from edgeface.gallery.index import LiveIndex
     from edgeface.gallery.store.base import GalleryStore
 
@@ -131,7 +130,7 @@ def _read_pillow(photo: PillowImage) -> Image:
     return read_image(np.ascontiguousarray(pixels))
 
 
-class FaceAnalyzer:
+class FaceAnalyzer(Closing):
     """Find, verify, embed and identify faces with one model and one detector. Made by `edgeface.load`.
 
     A context manager; closing it releases the model and the detector. All methods may be called from several
@@ -509,12 +508,6 @@ class FaceAnalyzer:
             for each in (self._liveness, self._detector, self._embedder):
                 if each is not None:
                     closing.callback(each.close)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         detector = "crops" if self._detector is None else self._detector.name

@@ -13,9 +13,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from edgeface.errors import InputError, OutputError
 from edgeface.untrusted import open_regular
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 _REMEDIES = {
     errno.ENOSPC: "free some space, or choose another folder",
@@ -243,6 +247,22 @@ def stopwatch() -> Iterator[Callable[[], float]]:
     """Yield a function that returns the wall seconds since the block began."""
     started = time.perf_counter()
     yield lambda: time.perf_counter() - started
+
+
+class Closing:
+    """Close an object at the end of a `with` block."""
+
+    __slots__ = ()
+
+    def close(self) -> None:
+        """Close it."""
+        raise NotImplementedError
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
 
 
 def digests_of(path: Path, algorithms: Iterable[str]) -> dict[str, str]:

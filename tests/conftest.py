@@ -44,8 +44,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def pytest_collection_finish() -> None:
     """Leave what collecting has made, which stays to the end, out of every search for garbage: each took 0.2 s."""
+    _freeze()
+
+
+def pytest_runtest_setup() -> None:
+    """Leave out what tests have imported since, of which torch and NNCF are the most."""
+    if len(sys.modules) > _frozen + 300:
+        _freeze()
+
+
+def _freeze() -> None:
+    global _frozen
     gc.collect()
     gc.freeze()
+    _frozen = len(sys.modules)
+
+
+_frozen = 0
+"""Modules that were imported when what there was was frozen."""
 
 
 @pytest.fixture(scope="session", autouse=True)

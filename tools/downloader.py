@@ -37,7 +37,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _work(options: argparse.Namespace) -> int:
     # bars go to stderr, as every message does; Open Model Zoo's consumers read JSON lines from stdout
-    form = ProgressFormat.json if options.progress_format == "json" else ProgressFormat.auto
+    form: ProgressFormat = "json" if options.progress_format == "json" else "auto"
     store = zoo.ModelStore(options.cache_dir)
     with reporting(form, stream=sys.stdout) as reports:
         return _omz.each(

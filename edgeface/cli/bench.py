@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 import edgeface
-from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, option, report, sweep
+from edgeface.cli.bench_results import ShapeOption, WarmUpOption, compare, report, sweep
 from edgeface.cli.options import ChosenDetectorOption, DetectorModelOption, DetectorName, LandmarksModelOption
 from edgeface.cli.output import JsonOption, emit_json, print_line, progress_bars, stderr, stdout, warn_if_seeded
 from edgeface.errors import InputError
@@ -21,32 +20,10 @@ if TYPE_CHECKING:
     from edgeface.vision.detector import Detector
 
 
-class _Scenario(str, enum.Enum):
-    single_stream = "single-stream"
-    multi_stream = "multi-stream"
-    server = "server"
-    offline = "offline"
-    kiosk = "kiosk"
-    search = "search"
-
-
-class _Storage(str, enum.Enum):
-    float32 = "float32"
-    int8 = "int8"
-    graph = "graph"
-
-
-class _Hint(str, enum.Enum):
-    latency = "latency"
-    throughput = "throughput"
-    cumulative_throughput = "cumulative_throughput"
-    none = "none"
-
-
-class _Precision(str, enum.Enum):
-    f32 = "f32"
-    bf16 = "bf16"
-    f16 = "f16"
+_Scenario = Literal["single-stream", "multi-stream", "server", "offline", "kiosk", "search"]
+_Storage = Literal["float32", "int8", "graph"]
+_Hint = Literal["latency", "throughput", "cumulative_throughput", "none"]
+_Precision = Literal["f32", "bf16", "f16"]
 
 
 def register(app: typer.Typer) -> None:
@@ -63,9 +40,9 @@ def register(app: typer.Typer) -> None:
 
 
 def run(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="Any IR (.xml) or ONNX file.")],
     output_dir: Annotated[
-        Path | None, option("--output-dir", "-o", help="Folder for result.json, with every sample.")
+        Path | None, typer.Option("--output-dir", "-o", help="Folder for result.json, with every sample.")
     ] = None,
     scenario: Annotated[
         _Scenario,
@@ -74,24 +51,27 @@ def run(
             "-s",
             help="MLPerf Inference load scenario, kiosk for the faces of a video, or search for a gallery's search.",
         ),
-    ] = _Scenario.single_stream,
-    device: Annotated[str | None, option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
+    ] = "single-stream",
+    device: Annotated[str | None, typer.Option("--device", "-d", help="OpenVINO device.  [default: CPU]")] = None,
     hint: Annotated[
         _Hint | None, typer.Option(help="Performance hint. Default: latency for single-stream, else throughput.")
     ] = None,
-    precision: Annotated[_Precision | None, option(help="Inference precision.")] = None,
-    streams: Annotated[int | None, option(min=1, help="Number of parallel streams.")] = None,
-    requests: Annotated[int | None, option(min=1, help="Number of infer requests.")] = None,
-    threads: Annotated[int | None, option(min=1, help="CPU threads.")] = None,
-    batch: Annotated[int | None, option("--batch", "-b", min=1, help="Batch size.")] = None,
+    precision: Annotated[_Precision | None, typer.Option(help="Inference precision.")] = None,
+    streams: Annotated[int | None, typer.Option(min=1, help="Number of parallel streams.")] = None,
+    requests: Annotated[int | None, typer.Option(min=1, help="Number of infer requests.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    batch: Annotated[int | None, typer.Option("--batch", "-b", min=1, help="Batch size.")] = None,
     plan: Annotated[
         Path | None,
-        option(help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."),
+        typer.Option(
+            help="Device plan in JSON; replaces --device, --hint, --precision, --streams, --requests, --threads."
+        ),
     ] = None,
     shape: ShapeOption = None,
     duration: Annotated[float, typer.Option("--duration", "-t", min=0.001, help="Minimum duration, seconds.")] = 20.0,
     max_duration: Annotated[
-        float | None, option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]")
+        float | None,
+        typer.Option(min=0.001, help="Maximum duration, seconds.  [default: 120, or --duration if longer]"),
     ] = None,
     min_count: Annotated[
         int | None,
@@ -106,35 +86,40 @@ def run(
         bool, typer.Option("--end-to-end", help="Measure edgeface's Embedder, including input and output copies.")
     ] = False,
     input_format: Annotated[
-        str | None, option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
+        str | None, typer.Option(metavar="WORDS", help="Image format of the input, e.g. 'u8 NHWC BGR 640x480'.")
     ] = None,
-    bound: Annotated[float | None, option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")] = None,
+    bound: Annotated[
+        float | None, typer.Option("--bound-ms", min=0.001, help="server: latency bound, milliseconds.")
+    ] = None,
     percentile: Annotated[
         float | None,
-        option(
+        typer.Option(
             min=1.0, max=99.99, help="server: percentage of queries that must meet the latency bound.  [default: 99]"
         ),
     ] = None,
     samples_per_query: Annotated[
-        int | None, option(min=1, help="multi-stream: samples per query.  [default: 8]")
+        int | None, typer.Option(min=1, help="multi-stream: samples per query.  [default: 8]")
     ] = None,
-    video: Annotated[Path | None, option(help="kiosk: video, played as by a camera.")] = None,
+    video: Annotated[Path | None, typer.Option(help="kiosk: video, played as by a camera.")] = None,
     frame_rate: Annotated[
-        float | None, option(min=1, max=240, help="kiosk: frames a second.  [default: the video's own]")
+        float | None, typer.Option(min=1, max=240, help="kiosk: frames a second.  [default: the video's own]")
     ] = None,
     liveness: Annotated[
         bool, typer.Option("--liveness", help="kiosk: judge whether faces are live, as edgeface watch does.")
     ] = False,
     liveness_models: Annotated[
-        Path | None, option(help="kiosk: an IR or a folder of IRs; implies --liveness.  [default: both downloaded]")
+        Path | None,
+        typer.Option(help="kiosk: an IR or a folder of IRs; implies --liveness.  [default: both downloaded]"),
     ] = None,
     detector: ChosenDetectorOption = None,
     detector_model: DetectorModelOption = None,
     landmarks_model: LandmarksModelOption = None,
-    templates: Annotated[int | None, option(min=1, help="search: templates in a gallery that is made.")] = None,
+    templates: Annotated[int | None, typer.Option(min=1, help="search: templates in a gallery that is made.")] = None,
     storage: Annotated[
         _Storage | None,
-        option(help="search: how the index keeps them; graph is approximate.  [default: as a gallery's index does]"),
+        typer.Option(
+            help="search: how the index keeps them; graph is approximate.  [default: as a gallery's index does]"
+        ),
     ] = None,
     peak: Annotated[
         bool, typer.Option("--peak/--no-peak", help="Measure the device's peak GFLOP/s, to compute the efficiency.")
@@ -157,10 +142,10 @@ def run(
     from edgeface.files import require_writable
     from edgeface.runtime import DevicePlan
 
-    planned = {
+    planned: dict[str, Any] = {
         "device": device,
-        "hint": hint and hint.value,
-        "precision": precision and precision.value,
+        "hint": hint,
+        "precision": precision,
         "streams": streams,
         "requests": requests,
         "threads": threads,
@@ -174,10 +159,10 @@ def run(
             )
         require_writable(output_dir)
     if hint is None:
-        hint = _Hint.latency if scenario is _Scenario.single_stream else _Hint.throughput
+        hint = "latency" if scenario == "single-stream" else "throughput"
     settings = RunSettings(
-        **planned | {"device": device or "CPU", "hint": None if hint is _Hint.none else hint.value.upper()},
-        scenario=scenario.value,
+        **planned | {"device": device or "CPU", "hint": None if hint == "none" else hint.upper()},
+        scenario=scenario,
         batch=batch,
         end_to_end=end_to_end,
         seed=seed,
@@ -187,7 +172,7 @@ def run(
         warm_up_s=warm_up,
     )
     liveness = liveness or liveness_models is not None
-    if scenario is not _Scenario.kiosk and (frame_rate or liveness):
+    if scenario != "kiosk" and (frame_rate or liveness):
         raise InputError("--frame-rate and --liveness require --scenario kiosk")
     needed = _kiosk(scenario, video, detector, detector_model, landmarks_model, device or "CPU", frame_rate)
     checking = edgeface.load_liveness(liveness_models, device=device or "CPU") if liveness else contextlib.nullcontext()
@@ -203,7 +188,7 @@ def run(
                 detector=finder,
                 liveness=checker,
                 templates=templates,
-                storage=None if storage is None else storage.value,
+                storage=storage,
             ),
             plan=DevicePlan.read(plan) if plan else None,
             shapes=parse_shapes(shape) if shape else None,
@@ -243,7 +228,7 @@ def _kiosk(
     frame_rate: float | None,
 ) -> Iterator[tuple[VideoFile | None, Detector | None]]:
     """Yield the video and the detector of the kiosk scenario; refuse them in any other."""
-    if scenario is not _Scenario.kiosk:
+    if scenario != "kiosk":
         if given := video or detector or detector_model or landmarks_model:
             raise InputError(f"{given}: video and detector options require --scenario kiosk")
         yield None, None
@@ -253,8 +238,8 @@ def _kiosk(
     from edgeface.bench.run.kiosk import VideoFile
 
     shown = VideoFile.open(video, rate=frame_rate)
-    name = detector or DetectorName.auto
+    name = detector or "auto"
     with edgeface.load_detector(
-        name.value, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=_KIOSK_FACE
+        name, device=device, model=detector_model, landmarks_model=landmarks_model, min_size=_KIOSK_FACE
     ) as loaded:
         yield shown, loaded

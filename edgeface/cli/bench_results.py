@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from pathlib import Path
 from typing import Annotated
 
@@ -22,11 +21,9 @@ from edgeface.cli.output import (
 from edgeface.errors import InputError, NegativeResult
 from edgeface.progress import Progress
 
-option = functools.partial(typer.Option, show_default=False)
-
 ShapeOption = Annotated[
     str | None,
-    option(metavar="NAME[1,3,H,W]", help="Input shapes: required for dynamic inputs, optional for static ones."),
+    typer.Option(metavar="NAME[1,3,H,W]", help="Input shapes: required for dynamic inputs, optional for static ones."),
 ]
 WarmUpOption = Annotated[float, typer.Option(min=0.0, help="Maximum time to wait for stable latencies, seconds.")]
 
@@ -35,11 +32,11 @@ def compare(
     baseline: Annotated[
         Path, typer.Argument(help="A result, its folder, a folder of repeated runs, or a report of benchmark_app.")
     ],
-    candidates: Annotated[list[Path], typer.Argument(help="Results to compare with the baseline.", show_default=False)],
+    candidates: Annotated[list[Path], typer.Argument(help="Results to compare with the baseline.")],
     across_models: Annotated[bool, typer.Option("--across-models", help="Allow results of different models.")] = False,
     fail_on_regression: Annotated[
         str | None,
-        option(
+        typer.Option(
             metavar="PERCENT",
             help="Exit with 1 if a candidate is slower and a slowdown of PERCENT (5%) is not excluded.",
         ),
@@ -80,10 +77,11 @@ def compare(
 
 def report(
     results: Annotated[
-        list[Path],
-        typer.Argument(help="Result files, folders that contain them, or benchmark_app reports.", show_default=False),
+        list[Path], typer.Argument(help="Result files, folders that contain them, or benchmark_app reports.")
     ],
-    output: Annotated[list[Path], option("--output", "-o", help="FILE.html, .md or .csv; may be given several times.")],
+    output: Annotated[
+        list[Path], typer.Option("--output", "-o", help="FILE.html, .md or .csv; may be given several times.")
+    ],
     json: JsonOption = False,
 ) -> None:
     """Write results as one self-contained HTML page of tables and plots, or as tables in Markdown or CSV."""
@@ -104,9 +102,9 @@ def report(
 
 
 def sweep(
-    model: Annotated[Path, typer.Argument(help="Any IR (.xml) or ONNX file.", show_default=False)],
+    model: Annotated[Path, typer.Argument(help="Any IR (.xml) or ONNX file.")],
     output_dir: Annotated[
-        Path, option("--output-dir", "-o", help="Output folder. An unfinished sweep there is resumed.")
+        Path, typer.Option("--output-dir", "-o", help="Output folder. An unfinished sweep there is resumed.")
     ],
     devices: Annotated[
         str, typer.Option(help="Devices, separated by spaces, e.g. 'CPU AUTO:GPU,CPU'. Other lists use commas.")

@@ -9,15 +9,7 @@ import typer
 from rich.table import Table
 
 import edgeface
-from edgeface.cli.options import (
-    EvaluationOptions,
-    FarsOption,
-    FlipName,
-    FlipOption,
-    MetricName,
-    ModelOption,
-    with_options,
-)
+from edgeface.cli.options import EvaluationOptions, FarsOption, FlipOption, MetricName, ModelOption, with_options
 from edgeface.cli.output import (
     JsonOption,
     emit_json,
@@ -46,7 +38,7 @@ def calibrate(
         Path | None, typer.Argument(metavar="PEOPLE", help="Folder with one folder of photos for each person.")
     ] = None,
     *,
-    images: Annotated[Path | None, typer.Option(help="The same as PEOPLE.", show_default=False)] = None,
+    images: Annotated[Path | None, typer.Option(help="The same as PEOPLE.")] = None,
     output: Annotated[
         Path | None,
         typer.Option(
@@ -54,7 +46,6 @@ def calibrate(
             "-o",
             help="JSON file to write, for --threshold: also rates that the photos do not support. Default: those that "
             "they support are stored for this model; verify, identify and all other commands then use them.",
-            show_default=False,
         ),
     ] = None,
     model: ModelOption = None,
@@ -62,13 +53,12 @@ def calibrate(
         Path | None,
         typer.Option(
             help="Labelled pairs in the format of LFW's pairs.txt. Default: all pairs of the photos, which then lie "
-            "in one folder for each person.",
-            show_default=False,
+            "in one folder for each person."
         ),
     ] = None,
     far: FarsOption = [0.01, 0.001, 1e-4, 1e-5, 1e-6],  # noqa: B006 - typer only reads it
-    metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = MetricName.cosine,
-    flip: FlipOption = FlipName.none,
+    metric: Annotated[MetricName, typer.Option(help="Metric of the scores.")] = "cosine",
+    flip: FlipOption = "none",
     options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
@@ -84,7 +74,7 @@ def calibrate(
     images = people or images
     if images is None:
         raise InputError("expected a folder of photos, found none; try: edgeface calibrate PEOPLE")
-    if output is None and (metric is MetricName.euclidean or flip is not FlipName.none):
+    if output is None and (metric == "euclidean" or flip != "none"):
         raise InputError(
             "searches and enrolment use neither Euclidean distances nor mirror images; leave --metric and --flip out, "
             "or give a file with --output"
@@ -100,8 +90,8 @@ def calibrate(
             target,
             faces,
             fars=far,
-            metric=Metric(metric.value),
-            flip=None if flip is FlipName.none else flip.value,
+            metric=Metric(metric),
+            flip=None if flip == "none" else flip,
             device=options.device,
             allow_seeded=options.allow_seeded,
             created_from=f"{pairs or images}, {len(listed.images)} images, {faces.text}",

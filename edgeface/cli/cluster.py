@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,10 +13,7 @@ from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_thresho
 from edgeface.cli.words import reduced_words
 from edgeface.files import require_writable
 
-
-class _Method(str, enum.Enum):
-    chinese_whispers = "chinese-whispers"
-    dbscan = "dbscan"
+_Method = Literal["chinese-whispers", "dbscan"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,18 +33,16 @@ def register(app: typer.Typer) -> None:
 def cluster(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
     output_dir: Annotated[
-        Path,
-        typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...", show_default=False),
+        Path, typer.Option("--output-dir", "-o", help="Output folder for people/0001, people/0002, ...")
     ],
     *,
-    method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = _Method.chinese_whispers,
+    method: Annotated[_Method, typer.Option(help="Clustering algorithm.")] = "chinese-whispers",
     threshold: ThresholdOption = None,
     far: Annotated[
         float | None,
         typer.Option(
             help="False accept rate to choose a threshold by. Default: the highest for which a face has at most 0.1 "
-            "false neighbours on average.",
-            show_default=False,
+            "false neighbours on average."
         ),
     ] = None,
     min_samples: Annotated[
@@ -77,7 +71,7 @@ def cluster(
             folder,
             output_dir,
             app.pipeline(gate=passed),
-            method=method.value,
+            method=method,
             threshold=limit,
             far=far,
             min_samples=min_samples,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import enum
 import functools
 import os
 import shlex
@@ -11,7 +10,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -28,9 +27,7 @@ if TYPE_CHECKING:
 _ORIGINS = {"published": "the published ones", "seeded": "random numbers (seeded)", "unknown": "of unknown origin"}
 """What is known of weights, by the contract's provenance."""
 
-OutputDir = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.", show_default=False)
-]
+OutputDir = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the IR; made if absent.")]
 
 AcceptLicenceOption = Annotated[
     bool, typer.Option("--accept-licence", help="Accept the licence of a zoo model for non-commercial use.")
@@ -42,25 +39,14 @@ CheckOption = Annotated[
         metavar="PHOTOS",
         help="Compare the recipe with its neighbours on photos, one folder a person or with pairs.txt, and write "
         "nothing if it clearly loses. A dozen photos show coarse errors, 40 of 20 people nearly all.",
-        show_default=False,
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Write the IR even if its recipe loses the --check.")]
 
 
-class _Precision(str, enum.Enum):
-    fp32 = "fp32"
-    fp16 = "fp16"
-
-
-class _Layout(str, enum.Enum):
-    nchw = "nchw"
-    nhwc = "nhwc"
-
-
-class _Color(str, enum.Enum):
-    bgr = "bgr"
-    rgb = "rgb"
+_Precision = Literal["fp32", "fp16"]
+_Layout = Literal["nchw", "nhwc"]
+_Color = Literal["bgr", "rgb"]
 
 
 def register(app: typer.Typer) -> None:
@@ -88,16 +74,15 @@ def convert(
             "-o",
             help="Folder for the IR; made if absent. By default the model store, where the IR becomes the "
             "default model if there is none.",
-            show_default=False,
         ),
     ] = None,
-    precision: Annotated[_Precision, typer.Option(help="Precision of the stored weights.")] = _Precision.fp32,
+    precision: Annotated[_Precision, typer.Option(help="Precision of the stored weights.")] = "fp32",
     ir_layout: Annotated[
         _Layout, typer.Option("--ir-layout", case_sensitive=False, help="Layout of the IR's input.")
-    ] = _Layout.nchw,
+    ] = "nchw",
     ir_color: Annotated[
         _Color, typer.Option("--ir-color", case_sensitive=False, help="Channel order of the IR's input.")
-    ] = _Color.bgr,
+    ] = "bgr",
     batch: Annotated[str, typer.Option(help="Batch size, or 'dynamic'.")] = "dynamic",
     parity: Annotated[
         bool, typer.Option("--parity", help="Compare the IR with TensorFlow (extra 'parity') or with --golden.")
@@ -122,9 +107,9 @@ def convert(
         result = run(
             model,
             output_dir,
-            precision=precision.value,
-            layout=ir_layout.value,
-            color=ir_color.value,
+            precision=precision,
+            layout=ir_layout,
+            color=ir_color,
             batch=_parse_batch(batch),
             name=recipe.name,
             recipe=recipe.parts(),

@@ -23,12 +23,9 @@ def demo(
     output_dir: Annotated[
         Path, typer.Option("--output-dir", "-o", help="Folder for the IR, the photos, their gallery and the report.")
     ] = Path("edgeface-demo"),
-    data: Annotated[
-        Path | None, typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.", show_default=False)
-    ] = None,
+    data: Annotated[Path | None, typer.Option(envvar="EDGEFACE_DATA", help="Folder of real weights and faces.")] = None,
     mirror: Annotated[
-        str | None,
-        typer.Option(envvar="EDGEFACE_MIRROR", help="Address or folder to download from.", show_default=False),
+        str | None, typer.Option(envvar="EDGEFACE_MIRROR", help="Address or folder to download from.")
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Do not download from the publisher.")] = False,
     json: JsonOption = False,

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import enum
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -16,33 +15,25 @@ from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.files import require_writable
 from edgeface.model.contract import Alignment
 
-
-class _Recipe(str, enum.Enum):
-    mtcnn_box_margin = "mtcnn-box-margin"
-    mtcnn_box_output_margin = "mtcnn-box-output-margin"
-    five_point_112 = "five-point-112"
-    five_point_96x112 = "five-point-96x112"
-    five_point_150 = "five-point-150"
-    outer_eyes_nose_96 = "outer-eyes-nose-96"
-
-
+_Recipe = Literal[
+    "mtcnn-box-margin",
+    "mtcnn-box-output-margin",
+    "five-point-112",
+    "five-point-96x112",
+    "five-point-150",
+    "outer-eyes-nose-96",
+]
 _SIZES = {
-    _Recipe.five_point_112: (112, 112),
-    _Recipe.five_point_96x112: (112, 96),
-    _Recipe.five_point_150: (150, 150),
-    _Recipe.outer_eyes_nose_96: (96, 96),
+    "five-point-112": (112, 112),
+    "five-point-96x112": (112, 96),
+    "five-point-150": (150, 150),
+    "outer-eyes-nose-96": (96, 96),
 }
-_BY_BOX = (_Recipe.mtcnn_box_margin, _Recipe.mtcnn_box_output_margin)
+_BY_BOX = ("mtcnn-box-margin", "mtcnn-box-output-margin")
 
 _ThresholdOption = Annotated[
     float | None,
-    typer.Option(
-        "--threshold",
-        min=0,
-        max=1,
-        help="Minimum detection score, 0 to 1. Default: the detector's own.",
-        show_default=False,
-    ),
+    typer.Option("--threshold", min=0, max=1, help="Minimum detection score, 0 to 1. Default: the detector's own."),
 ]
 
 
@@ -92,14 +83,13 @@ def detect(
 
 def align(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder of photos; its subfolders are searched.")],
-    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.", show_default=False)],
+    output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.")],
     *,
     recipe: Annotated[
         _Recipe, typer.Option(help="Alignment of the model, as 'edgeface inspect' prints.")
-    ] = _Recipe.mtcnn_box_margin,
+    ] = "mtcnn-box-margin",
     margin: Annotated[
-        int | None,
-        typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.", show_default=False),
+        int | None, typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.")
     ] = None,
     size: Annotated[str | None, typer.Option(metavar="N|HxW", help="Crop size, pixels. Default: the recipe's.")] = None,
     options: DetectorOptions,
@@ -118,8 +108,8 @@ def align(
         raise InputError(f"{output_dir}: this is the folder of the photos; choose another output folder")
     by_box = recipe in _BY_BOX
     if margin is not None and not by_box:
-        raise InputError(f"--margin: the recipe {recipe.value} has no margin; leave it out")
-    alignment = Alignment(recipe.value, (32 if margin is None else margin) if by_box else 0)
+        raise InputError(f"--margin: the recipe {recipe} has no margin; leave it out")
+    alignment = Alignment(recipe, (32 if margin is None else margin) if by_box else 0)
     crop_size = _parse_size(size) if size else _SIZES.get(recipe, (160, 160))
     listed = list_photos([folder], output=output_dir)
     require_writable(output_dir)
@@ -132,7 +122,7 @@ def align(
         out.emit_json(
             {
                 "output_dir": str(output_dir),
-                "recipe": recipe.value,
+                "recipe": recipe,
                 "margin": alignment.margin,
                 "size": list(crop_size),
                 **asdict(FoundBy.asked(model)),

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import enum
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 import typer.core
@@ -24,11 +23,7 @@ if TYPE_CHECKING:
     from edgeface.vision.detector import FoundBy
 
 
-class _Faces(str, enum.Enum):
-    largest = "largest"
-    all = "all"
-
-
+_Faces = Literal["largest", "all"]
 _ADDRESS = re.compile(r"auto|local|([a-z]+://)?(\[[0-9a-fA-F:]+\]|[\w.-]+):\d{1,5}")
 
 
@@ -66,18 +61,16 @@ def embed(
             "--output",
             "-o",
             help="File to write: .npz, or .parquet (needs the extra 'parquet'). With --ray, a folder NAME.parquet.",
-            show_default=False,
         ),
     ],
     *,
-    faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = _Faces.largest,
+    faces: Annotated[_Faces, typer.Option(help="Faces to embed in each photo.")] = "largest",
     ray: Annotated[
         str | None,
         typer.Option(
             metavar="[ADDRESS]",
             help="Let processes of Ray embed (extra 'ray'): of the Ray at host:port, or, without an address, of one on "
             "this machine alone.",
-            show_default=False,
         ),
     ] = None,
     options: AnalyzerOptions,
@@ -86,7 +79,7 @@ def embed(
 ) -> None:
     """Embed the faces of many photos. A repeated run embeds only new, changed or unfinished photos."""
     if ray is not None:
-        _embed_on_ray(paths, output, ray, faces=faces.value, options=options, strict=strict, json=json)
+        _embed_on_ray(paths, output, ray, faces=faces, options=options, strict=strict, json=json)
         return
     from edgeface.pipeline.batch import embed_folder
     from edgeface.pipeline.table import require_format
@@ -96,7 +89,7 @@ def embed(
     photos = list_photos(paths)  # what costs nothing to find is told before the model is loaded
     require_writable(output.parent)
     with options.load(photos=len(photos.files)) as app, out.progress_bars() as progress:
-        result = embed_folder(paths, app.pipeline(faces=faces.value), output, progress=progress)
+        result = embed_folder(paths, app.pipeline(faces=faces), output, progress=progress)
         model, found_by = app.contract.name, app.found_by()
     _tell(
         result,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import enum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -13,7 +12,6 @@ import edgeface
 from edgeface.cli.options import (
     EvaluationOptions,
     FarsOption,
-    FlipName,
     FlipOption,
     ImagesOption,
     LivenessOptions,
@@ -33,15 +31,8 @@ from edgeface.cli.output import (
 )
 from edgeface.files import require_writable
 
-
-class _Protocol(str, enum.Enum):
-    facenet = "facenet"
-    omz = "omz"
-
-
-OutputOption = Annotated[
-    Path, typer.Option("--output-dir", "-o", help="Folder for the JSON result and report.html.", show_default=False)
-]
+_Protocol = Literal["facenet", "omz"]
+OutputOption = Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the JSON result and report.html.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,19 +50,18 @@ def register(app: typer.Typer) -> None:
 
 def lfw(
     images: ImagesOption,
-    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.")],
     output_dir: OutputOption,
     *,
     model: ModelOption = None,
     protocol: Annotated[
         _Protocol, typer.Option(help="Evaluation protocol: davidsandberg/facenet's or Open Model Zoo's.")
-    ] = _Protocol.facenet,
+    ] = "facenet",
     metric: Annotated[
         MetricName | None,
         typer.Option(
             help="Metric; all but euclidean are of normalised embeddings. Default: squared-l2 for facenet, arccos for "
-            "omz.",
-            show_default=False,
+            "omz."
         ),
     ] = None,
     at: Annotated[
@@ -97,7 +87,6 @@ def lfw(
         typer.Option(
             metavar="PIXELS",
             help="Compare again with the second crop of each pair reduced to so many pixels, e.g. 7,14,28,56.",
-            show_default=False,
         ),
     ] = None,
     options: EvaluationOptions,
@@ -125,8 +114,8 @@ def lfw(
             listed,
             target,
             faces,
-            protocol=ProtocolName(protocol.value),
-            metric=Metric(metric.value) if metric else None,
+            protocol=ProtocolName(protocol),
+            metric=Metric(metric) if metric else None,
             flip=flip,
             subtract_mean=subtract_mean,
             fars=far,
@@ -149,7 +138,7 @@ def identification(
         typer.Option("--fpir", help="Target false positive identification rate; may be given several times."),
     ] = [0.01, 0.001, 0.1],  # noqa: B006 - typer only reads it
     seed: Annotated[int, typer.Option(help="Seed for choosing the enrolled images.")] = 0,
-    flip: FlipOption = FlipName.none,
+    flip: FlipOption = "none",
     options: EvaluationOptions,
     json: JsonOption = False,
 ) -> None:
@@ -171,7 +160,7 @@ def identification(
             faces,
             fpirs=fpir,
             seed=seed,
-            flip=None if flip is FlipName.none else flip.value,
+            flip=None if flip == "none" else flip,
             device=options.device,
             allow_seeded=options.allow_seeded,
             progress=progress,
@@ -183,8 +172,7 @@ def liveness(
     images: Annotated[
         Path,
         typer.Option(
-            help="Folder with live faces in 'live', and one folder for each kind of attack, e.g. 'print' and 'screen'.",
-            show_default=False,
+            help="Folder with live faces in 'live', and one folder for each kind of attack, e.g. 'print' and 'screen'."
         ),
     ],
     output_dir: OutputOption,

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import enum
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -22,28 +21,16 @@ if TYPE_CHECKING:
 group = typer.Typer(no_args_is_help=True, help="Events of the kiosk: list, export, attendance, purge, send again.")
 
 
-class TableFormat(str, enum.Enum):
-    """Format of an export."""
-
-    csv = "csv"
-    ndjson = "ndjson"
-
-
-class _Kind(str, enum.Enum):
-    """`edgeface.kiosk.outcome.VisitKind`, without importing what decides."""
-
-    known = "known"
-    unknown = "unknown"
-    inconclusive = "inconclusive"
-    spoof = "spoof"
-
-
-LogArgument = Annotated[Path, typer.Argument(metavar="LOG", help="The event log's file.", show_default=False)]
+TableFormat = Literal["csv", "ndjson"]
+"""Format of an export."""
+_Kind = Literal["known", "unknown", "inconclusive", "spoof"]
+"""`edgeface.kiosk.outcome.VisitKind`, without importing what decides."""
+LogArgument = Annotated[Path, typer.Argument(metavar="LOG", help="The event log's file.")]
 FormatOption = Annotated[TableFormat, typer.Option("--format", "-f", help="Format of what is printed.")]
 
 
 def _day_option(text: str) -> Any:
-    return typer.Option(formats=["%Y-%m-%d"], help=text, show_default=False)
+    return typer.Option(formats=["%Y-%m-%d"], help=text)
 
 
 SinceOption = Annotated[datetime.datetime | None, _day_option("First day, UTC.")]
@@ -86,9 +73,9 @@ def export(
     log: LogArgument,
     since: SinceOption = None,
     until: UntilOption = None,
-    kind: Annotated[_Kind | None, typer.Option(help="Events of this kind only.", show_default=False)] = None,
+    kind: Annotated[_Kind | None, typer.Option(help="Events of this kind only.")] = None,
     names: Annotated[bool, typer.Option("--names/--no-names", help="With the names of people.")] = True,
-    format: FormatOption = TableFormat.csv,
+    format: FormatOption = "csv",
 ) -> None:
     """Print events as CSV, in which no spreadsheet finds a formula, or as NDJSON."""
     from edgeface.kiosk.outcome import VisitKind
@@ -96,7 +83,7 @@ def export(
     first, end = (each and each.replace(tzinfo=datetime.timezone.utc) for each in (since, until))
     end = end and end + datetime.timedelta(days=1)
     with _open(log) as opened:
-        wanted = opened.events(since=first, until=end, kind=None if kind is None else VisitKind(kind.value))
+        wanted = opened.events(since=first, until=end, kind=None if kind is None else VisitKind(kind))
         _print((each.to_dict(names=names) for each in wanted), format)
 
 
@@ -106,7 +93,7 @@ def attendance(
     zone: Annotated[str, typer.Option(help="Time zone that days and times are of, e.g. Europe/Berlin.")],
     since: Annotated[datetime.datetime | None, _day_option("First day, of the zone.")] = None,
     until: Annotated[datetime.datetime | None, _day_option("Last day, of the zone.")] = None,
-    format: FormatOption = TableFormat.csv,
+    format: FormatOption = "csv",
 ) -> None:
     """Print the first visit, the last one and their number of each known person on each day."""
     with _open(log) as opened:
@@ -117,12 +104,8 @@ def attendance(
 @group.command(epilog="Example: edgeface events purge events.sqlite --days 90 --dry-run")
 def purge(
     log: LogArgument,
-    days: Annotated[
-        float | None, typer.Option(min=0, max=36_525, help="Remove events that are older.", show_default=False)
-    ] = None,
-    person: Annotated[
-        int | None, typer.Option(help="Remove name, id and crops of this person; events stay.", show_default=False)
-    ] = None,
+    days: Annotated[float | None, typer.Option(min=0, max=36_525, help="Remove events that are older.")] = None,
+    person: Annotated[int | None, typer.Option(help="Remove name, id and crops of this person; events stay.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: YesOption = False,
     json: JsonOption = False,
@@ -156,10 +139,8 @@ def purge(
 @group.command(epilog="Example: edgeface events resend events.sqlite --target webhook:office")
 def resend(
     log: LogArgument,
-    target: Annotated[
-        str | None, typer.Option(help="Deliveries to this target only: webhook:NAME or mqtt.", show_default=False)
-    ] = None,
-    event: Annotated[str | None, typer.Option(metavar="ID", help="Of this event only.", show_default=False)] = None,
+    target: Annotated[str | None, typer.Option(help="Deliveries to this target only: webhook:NAME or mqtt.")] = None,
+    event: Annotated[str | None, typer.Option(metavar="ID", help="Of this event only.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Put deliveries that failed for good back into the outbox, from which a running kiosk sends them."""
@@ -177,5 +158,5 @@ def _open(path: Path) -> contextlib.closing[EventLog]:
 def _print(rows: Any, format: TableFormat) -> None:
     from edgeface.kiosk.events import write_csv, write_ndjson
 
-    count = (write_csv if format is TableFormat.csv else write_ndjson)(rows, sys.stdout)
+    count = (write_csv if format == "csv" else write_ndjson)(rows, sys.stdout)
     print_note(counted(count, "row"))

@@ -30,7 +30,7 @@ def register(app: typer.Typer) -> None:
 
 def training(
     folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Output folder of 'edgeface train head'.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Archive (.tar) to write.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Archive (.tar) to write.")],
     json: JsonOption = False,
 ) -> None:
     """Put a trained embedder, its head with the labels, and the known thresholds into one archive."""
@@ -46,12 +46,9 @@ def training(
 def ovms(
     irs: Annotated[list[Path], typer.Argument(metavar="IR...", help="IRs (.xml) with a contract.")],
     output_dir: Annotated[
-        Path,
-        typer.Option("--output-dir", "-o", help="Folder of the model repository; made if absent.", show_default=False),
+        Path, typer.Option("--output-dir", "-o", help="Folder of the model repository; made if absent.")
     ],
-    name: Annotated[
-        str | None, typer.Option(help="Name of the model, for one IR. Default: the contract's.", show_default=False)
-    ] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the model, for one IR. Default: the contract's.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Write IRs as new versions into a model repository of OpenVINO Model Server, with its config.json."""

@@ -55,8 +55,7 @@ if TYPE_CHECKING:
     from edgeface.gallery import Enrolment, GalleryStore, Person
 
 EventsOption = Annotated[
-    list[Path] | None,
-    typer.Option(help="Event log of a kiosk, in which people are forgotten too. Repeatable.", show_default=False),
+    list[Path] | None, typer.Option(help="Event log of a kiosk, in which people are forgotten too. Repeatable.")
 ]
 _ADVICE = "close other programs that have the gallery open, then run 'edgeface gallery check'"
 _PLAIN: dict[str, Any] = {"box": None, "pad_edge": False, "header_style": "bold"}
@@ -127,17 +126,11 @@ def enrol(
     *,
     name: Annotated[
         str | None,
-        typer.Option(
-            help="Name of the person in all photos. Default: the names of the folders directly below PATH.",
-            show_default=False,
-        ),
+        typer.Option(help="Name of the person in all photos. Default: the names of the folders directly below PATH."),
     ] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Label for each enrolled person. Repeatable.", show_default=False)
-    ] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label for each enrolled person. Repeatable.")] = None,
     meta: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=VALUE", help="Metadata for each enrolled person. Repeatable.", show_default=False),
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="Metadata for each enrolled person. Repeatable.")
     ] = None,
     force: ForceOption = False,
     largest: Annotated[
@@ -267,7 +260,7 @@ def _shown(person: Person) -> dict[str, Any]:
 @group.command("list", epilog="Example: edgeface gallery list people.gallery --label staff --json")
 def list_people(
     gallery: GalleryArgument,
-    label: Annotated[str | None, typer.Option(help="Only people who have this label.", show_default=False)] = None,
+    label: Annotated[str | None, typer.Option(help="Only people who have this label.")] = None,
     key: KeyOption = None,
     json: JsonOption = False,
 ) -> None:
@@ -340,9 +333,7 @@ def expire(
 def forget(
     gallery: GalleryArgument,
     name: NameArgument,
-    template: Annotated[
-        list[int] | None, typer.Option(help="Erase only this template. Repeatable.", show_default=False)
-    ] = None,
+    template: Annotated[list[int] | None, typer.Option(help="Erase only this template. Repeatable.")] = None,
     events: EventsOption = None,
     yes: YesOption = False,
     key: KeyOption = None,

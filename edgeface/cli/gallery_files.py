@@ -34,7 +34,7 @@ from edgeface.files import output_errors
 @group.command(epilog="Example: edgeface gallery export people.gallery -o people.export")
 def export(
     gallery: GalleryArgument,
-    output: Annotated[Path, typer.Option("--output", "-o", help="Export file to write.", show_default=False)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Export file to write.")],
     key: KeyOption = None,
     export_key: ExportKeyOption = None,
     unencrypted: UnencryptedOption = False,
@@ -74,8 +74,7 @@ def import_(
         ),
     ] = False,
     names: Annotated[
-        Path | None,
-        typer.Option(help="Names of encodings that are stored without: one on each line.", show_default=False),
+        Path | None, typer.Option(help="Names of encodings that are stored without: one on each line.")
     ] = None,
     rename: Annotated[
         list[str] | None,
@@ -146,7 +145,7 @@ def _import_encodings(
 @group.command(epilog="Example: edgeface gallery rebuild people.gallery --model newer.xml")
 def rebuild(
     gallery: GalleryArgument,
-    model: Annotated[Path, typer.Option("--model", "-m", help="The .xml of the new model.", show_default=False)],
+    model: Annotated[Path, typer.Option("--model", "-m", help="The .xml of the new model.")],
     drop_missing: Annotated[
         bool, typer.Option("--drop-missing", help="Remove templates that have no usable stored image.")
     ] = False,

@@ -22,12 +22,12 @@ group = typer.Typer(no_args_is_help=True, help="People and their faces: enrol, l
 
 
 def _key_option(flag: str, text: str) -> Any:
-    return typer.Option(flag, metavar="file:PATH|env:NAME|command:WORDS", help=text, show_default=False)
+    return typer.Option(flag, metavar="file:PATH|env:NAME|command:WORDS", help=text)
 
 
 _ADDRESS = "The gallery's file, or postgresql://USER@HOST/DATABASE?gallery=NAME."
 GalleryArgument = Annotated[str, typer.Argument(metavar="GALLERY", help=_ADDRESS)]
-GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help=_ADDRESS, show_default=False)]
+GalleryOption = Annotated[str, typer.Option("--gallery", "-g", help=_ADDRESS)]
 KeyOption = Annotated[
     str | None,
     _key_option("--key", "Encryption key: file:PATH, env:NAME or command:WORDS. Default: env:EDGEFACE_GALLERY_KEY."),
@@ -48,7 +48,6 @@ RulesOption = Annotated[
         metavar="FILE|VALUE",
         help="File written by 'edgeface calibrate', or a cosine similarity; faces that score above it are the same "
         "person's. Default: shipped with the model.",
-        show_default=False,
     ),
 ]
 YesOption = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]

@@ -34,8 +34,7 @@ def identify(
         float | None,
         typer.Option(
             help="Target false positive identification rate: the share of people who are not enrolled that may be "
-            "accepted as someone who is. Default: 0.01.",
-            show_default=False,
+            "accepted as someone who is. Default: 0.01."
         ),
     ] = None,
     threshold: ThresholdOption = None,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import enum
 import inspect
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from inspect import Parameter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_type_hints
 
 import typer
 
@@ -26,33 +25,12 @@ if TYPE_CHECKING:
     from edgeface.vision.liveness import LivenessChecker
 
 
-class FlipName(str, enum.Enum):
-    """Use of the mirror image of a face."""
-
-    none = "none"
-    average = "average"
-    concatenate = "concatenate"
-
-
-class MetricName(str, enum.Enum):
-    """`edgeface.Metric`, without importing what computes it."""
-
-    cosine = "cosine"
-    cosine_distance = "cosine-distance"
-    squared_l2 = "squared-l2"
-    arccos = "arccos"
-    euclidean = "euclidean"
-
-
-class DetectorName(str, enum.Enum):
-    """Detectors of edgeface and its zoo; ``auto`` is one of them."""
-
-    auto = "auto"
-    mtcnn = "mtcnn"
-    yunet = "yunet"
-    retail_0004 = "retail-0004"
-
-
+FlipName = Literal["none", "average", "concatenate"]
+"""Use of the mirror image of a face."""
+MetricName = Literal["cosine", "cosine-distance", "squared-l2", "arccos", "euclidean"]
+"""`edgeface.Metric`, without importing what computes it."""
+DetectorName = Literal["auto", "mtcnn", "yunet", "retail-0004"]
+"""Detectors of edgeface and its zoo; ``auto`` is one of them."""
 ModelOption = Annotated[
     Path | None,
     typer.Option(
@@ -60,11 +38,10 @@ ModelOption = Annotated[
         "-m",
         help="IR (.xml) with a contract, a zoo name, or ovms://host:port/model. Default: EDGEFACE_MODEL, else as "
         "'edgeface zoo default' says.",
-        show_default=False,
     ),
 ]
 DeviceOption = Annotated[str, typer.Option("--device", "-d", help="OpenVINO device, e.g. CPU, GPU, NPU or AUTO.")]
-ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.", show_default=False)]
+ImagesOption = Annotated[Path, typer.Option(help="Folder of photos, as NAME/NAME_0001.jpg.")]
 CropsOption = Annotated[bool, typer.Option("--crops", help="The images are aligned crops, not photos; skip detection.")]
 BoxesOption = Annotated[
     Path | None, typer.Option(help="File (.npz) of boxes and landmarks found earlier, used instead of a detector.")
@@ -75,7 +52,7 @@ GalleryDetectorOption = Annotated[
     DetectorName, typer.Option("--detector", help=_DETECTOR_HELP.replace("auto:", "auto: the gallery's, else"))
 ]
 ChosenDetectorOption = Annotated[
-    DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.", show_default=False)
+    DetectorName | None, typer.Option("--detector", help=f"{_DETECTOR_HELP} Default: auto.")
 ]
 DetectorModelOption = Annotated[
     Path | None,
@@ -83,7 +60,6 @@ DetectorModelOption = Annotated[
         "--detector-model",
         metavar="PATH",
         help="Detector model, of MTCNN without --detector. Default: the downloaded model; MTCNN's is installed.",
-        show_default=False,
     ),
 ]
 LandmarksModelOption = Annotated[
@@ -92,7 +68,6 @@ LandmarksModelOption = Annotated[
         "--landmarks-model",
         metavar="XML",
         help="Landmark model (landmarks-regression-retail-0009) for retail-0004. Default: the downloaded model.",
-        show_default=False,
     ),
 ]
 MinSizeOption = Annotated[
@@ -102,7 +77,6 @@ MinSizeOption = Annotated[
         min=1,
         help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
         "command lets pass, 32; without a gate a fifth of the model's input, e.g. 32 of 160, but at least 20.",
-        show_default=False,
     ),
 ]
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
@@ -114,8 +88,7 @@ AllowSeededOption = Annotated[
 ]
 FarsOption = Annotated[list[float], typer.Option("--far", help="Target false accept rate, 0 to 1. Repeatable.")]
 FarOption = Annotated[
-    float | None,
-    typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.", show_default=False),
+    float | None, typer.Option(help="Target false accept rate; selects the threshold. Default: 0.001.")
 ]
 ThresholdOption = Annotated[
     str | None,
@@ -123,7 +96,6 @@ ThresholdOption = Annotated[
         "--threshold",
         metavar="FILE|VALUE",
         help="File written by 'edgeface calibrate', or a cosine similarity. Default: the one shipped with the model.",
-        show_default=False,
     ),
 ]
 
@@ -148,7 +120,7 @@ def parse_threshold(text: str | None) -> float | Path | None:
 class DetectorOptions:
     """Options of a command that finds faces."""
 
-    detector: DetectorOption = DetectorName.auto
+    detector: DetectorOption = "auto"
     detector_model: DetectorModelOption = None
     landmarks_model: LandmarksModelOption = None
     min_size: MinSizeOption = None
@@ -159,7 +131,7 @@ class DetectorOptions:
         from edgeface.runtime.cache import usual_folder
 
         return edgeface.load_detector(
-            self.detector.value,
+            self.detector,
             device=self.device,
             model=self.detector_model,
             landmarks_model=self.landmarks_model,
@@ -189,13 +161,13 @@ class AnalyzerOptions(DetectorOptions):
         from edgeface.runtime.cache import usual_folder
 
         detector = self.detector
-        if detector is DetectorName.auto:  # here, for all machines that load it
+        if detector == "auto":  # here, for all machines that load it
             given = self.detector_model or self.landmarks_model
-            detector = DetectorName.mtcnn if given else DetectorName(edgeface.choose_detector(made_with))
+            detector = "mtcnn" if given else edgeface.choose_detector(made_with)
         return {
             "model": self.model,
             "device": self.device,
-            "detector": None if self.crops else detector.value,
+            "detector": None if self.crops else detector,
             "detector_model": self.detector_model,
             "landmarks_model": self.landmarks_model,
             "min_size": self.min_size,
@@ -208,7 +180,7 @@ class AnalyzerOptions(DetectorOptions):
 class GalleryAnalyzerOptions(AnalyzerOptions):
     """Options of a command whose faces meet those of a gallery."""
 
-    detector: GalleryDetectorOption = DetectorName.auto
+    detector: GalleryDetectorOption = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -221,7 +193,6 @@ class LivenessOptions(DetectorOptions):
             "--liveness",
             metavar="PATH",
             help="IR (.xml) of a liveness model, or a folder of them. Default: both downloaded models.",
-            show_default=False,
         ),
     ] = None
     threshold: Annotated[
@@ -269,9 +240,9 @@ class LabelledOptions:
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")
         else:
-            name = self.detector or DetectorName.auto
+            name = self.detector or "auto"
             with edgeface.load_detector(
-                name.value, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
+                name, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
             ) as loaded:
                 yield FaceSource(None, loaded, loaded.name)
 

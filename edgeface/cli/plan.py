@@ -25,14 +25,11 @@ def register(app: typer.Typer) -> None:
 
 def plan(
     results: Annotated[
-        list[Path],
-        typer.Argument(help="One result of the kiosk scenario, and any of the search scenario.", show_default=False),
+        list[Path], typer.Argument(help="One result of the kiosk scenario, and any of the search scenario.")
     ],
-    cameras: Annotated[int, typer.Option(min=1, help="Cameras.", show_default=False)],
-    decisions: Annotated[
-        float, typer.Option(help="People who are decided about a second, at all cameras together.", show_default=False)
-    ],
-    people: Annotated[int, typer.Option(min=1, help="People who are enrolled.", show_default=False)],
+    cameras: Annotated[int, typer.Option(min=1, help="Cameras.")],
+    decisions: Annotated[float, typer.Option(help="People who are decided about a second, at all cameras together.")],
+    people: Annotated[int, typer.Option(min=1, help="People who are enrolled.")],
     templates: Annotated[int, typer.Option(min=1, help="Templates of each of them.")] = 3,
     strangers: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Share of the decisions about people who are not enrolled.")

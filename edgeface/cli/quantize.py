@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Table
@@ -36,30 +36,13 @@ if TYPE_CHECKING:
     from edgeface.quantize import Pareto
 
 
-class _Preset(str, enum.Enum):
-    mixed = "mixed"
-    performance = "performance"
+_Preset = Literal["mixed", "performance"]
+_Mode = Literal["int8", "weights", "fp16"]
+_Bias = Literal["fast", "accurate", "none"]
+_HalfRange = Literal["all", "first-layer", "none"]
 
 
-class _Mode(str, enum.Enum):
-    int8 = "int8"
-    weights = "weights"
-    fp16 = "fp16"
-
-
-class _Bias(str, enum.Enum):
-    fast = "fast"
-    accurate = "accurate"
-    none = "none"
-
-
-class _HalfRange(str, enum.Enum):
-    all = "all"
-    first_layer = "first-layer"
-    none = "none"
-
-
-class _Precision(str, enum.Enum):
+class _Precision(str, enum.Enum):  # typer takes no list of literals
     fp16 = "fp16"
     int8_mixed = "int8-mixed"
     int8_performance = "int8-performance"
@@ -67,7 +50,7 @@ class _Precision(str, enum.Enum):
 
 
 CalibrationOption = Annotated[
-    Path, typer.Option(help="Folder of calibration photos, of people who are not in the pairs.", show_default=False)
+    Path, typer.Option(help="Folder of calibration photos, of people who are not in the pairs.")
 ]
 SubsetOption = Annotated[int, typer.Option(min=1, help="Maximum number of calibration photos.")]
 SeedOption = Annotated[int, typer.Option(min=0, help="Seed for choosing the calibration photos.")]
@@ -99,10 +82,10 @@ def quantize(
     ],
     preset: Annotated[
         _Preset, typer.Option(help="Quantization of activations: mixed is asymmetric, performance symmetric.")
-    ] = _Preset.mixed,
+    ] = "mixed",
     mode: Annotated[
         _Mode, typer.Option(help="int8: weights and activations; weights: 8-bit weights only; fp16: FP16 storage.")
-    ] = _Mode.int8,
+    ] = "int8",
     subset: SubsetOption = 300,
     max_drop: Annotated[
         float, typer.Option(help="Maximum accuracy drop on labelled pairs, 0 to 1.", min=0.0, max=1.0)
@@ -120,23 +103,20 @@ def quantize(
             metavar="PAIRS",
         ),
     ] = "none",
-    images: Annotated[
-        Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.", show_default=False)
-    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder that the names in PAIRS are relative to.")] = None,
     recalibrate: Annotated[
         Path | None,
         typer.Option(
             help="Labelled pairs (with --images) to calibrate thresholds for the new IR; written beside it.",
             metavar="PAIRS",
-            show_default=False,
         ),
     ] = None,
     bias_correction: Annotated[
         _Bias, typer.Option(help="Bias correction; 'accurate' takes about four times as long.")
-    ] = _Bias.fast,
+    ] = "fast",
     half_range: Annotated[
         _HalfRange, typer.Option(help="Layers whose weights use 7 bits, which avoids saturation on CPUs without VNNI.")
-    ] = _HalfRange.all,
+    ] = "all",
     keep: Annotated[list[str] | None, typer.Option(help="Layer to keep in floating point. Repeatable.")] = None,
     accuracy_control: Annotated[
         float | None,
@@ -145,7 +125,6 @@ def quantize(
             min=-1.0,
             max=1.0,
             metavar="COSINE",
-            show_default=False,
         ),
     ] = None,
     search: Annotated[
@@ -175,15 +154,15 @@ def quantize(
     from edgeface.quantize import quantize as run
 
     recipe = QuantizationRecipe(
-        method=f"int8-{preset.value}" if mode is _Mode.int8 else mode.value,  # type: ignore[arg-type]
+        method=f"int8-{preset}" if mode == "int8" else mode,  # type: ignore[arg-type]
         subset=subset,
-        bias_correction=bias_correction.value,
-        half_range=half_range.value,
+        bias_correction=bias_correction,
+        half_range=half_range,
         ignored=tuple(keep or ()),
         control=accuracy_control,
         seed=seed,
     )
-    if as_detector is DetectorName.auto:
+    if as_detector == "auto":
         raise InputError("--as auto: expected the detector that the model is of, e.g. --as yunet")
     if as_detector is not None:
         if validate != "none" or images or recalibrate or crops or detector or detector_model:
@@ -193,8 +172,8 @@ def quantize(
             )
         with progress_bars() as progress:
             made = quantize_detector(
-                as_detector.value,
-                None if as_detector is DetectorName.mtcnn and model == "mtcnn" else Path(model),
+                as_detector,
+                None if as_detector == "mtcnn" and model == "mtcnn" else Path(model),
                 output_dir,
                 calibration,
                 recipe=recipe,
@@ -329,8 +308,7 @@ def _liveness_rows(answer: dict[str, Any]) -> list[tuple[str, str]]:
 
 def pareto(
     model: Annotated[
-        Path | None,
-        typer.Argument(metavar="[MODEL]", help="The .xml of an FP32 IR with a contract.", show_default=False),
+        Path | None, typer.Argument(metavar="[MODEL]", help="The .xml of an FP32 IR with a contract.")
     ] = None,
     *,
     models: Annotated[
@@ -339,7 +317,6 @@ def pareto(
             help="Model to compare as it is, an IR (.xml) or a zoo name, instead of precisions of one. Repeatable; the "
             "others are compared with the first.",
             metavar="IR|NAME",
-            show_default=False,
         ),
     ] = None,
     calibration: Annotated[
@@ -348,22 +325,16 @@ def pareto(
             help="Folder of calibration photos, of people who are not in the pairs; for MODEL.", show_default=False
         ),
     ] = None,
-    images: Annotated[
-        Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.", show_default=False)
-    ],
-    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.", show_default=False)],
+    images: Annotated[Path, typer.Option(help="Folder of the images of the pairs: NAME/NAME_0001.jpg.")],
+    pairs: Annotated[Path, typer.Option(help="Labelled pairs in the format of LFW's pairs.txt.")],
     output_dir: Annotated[
         Path,
         typer.Option(
-            "--output-dir",
-            "-o",
-            help="Folder for pareto.json, pareto.md, pareto.html and the compressed IRs.",
-            show_default=False,
+            "--output-dir", "-o", help="Folder for pareto.json, pareto.md, pareto.html and the compressed IRs."
         ),
     ],
     precision: Annotated[
-        list[_Precision] | None,
-        typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]", show_default=False),
+        list[_Precision] | None, typer.Option(help="Precision to compare with FP32. Repeatable.  [default: all]")
     ] = None,
     subset: SubsetOption = 300,
     rounds: Annotated[int, typer.Option(min=1, help="Timing rounds; each round times each once.")] = 7,

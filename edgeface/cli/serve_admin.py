@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import datetime
-import enum
 import json as json_
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -25,15 +24,8 @@ keys = typer.Typer(no_args_is_help=True, help="Keys of the service: add, list, r
 audit = typer.Typer(no_args_is_help=True, help="The log of who asked what: verify, show, prune.")
 
 
-class RoleName(str, enum.Enum):
-    """`edgeface.serve.keys.Role`, without importing what keeps keys."""
-
-    recognise = "recognise"
-    enrol = "enrol"
-    admin = "admin"
-    metrics = "metrics"
-
-
+RoleName = Literal["recognise", "enrol", "admin", "metrics"]
+"""`edgeface.serve.keys.Role`, without importing what keeps keys."""
 KeyArgument = Annotated[str, typer.Argument(metavar="ID", help="The key's id, as 'keys list' shows it.")]
 
 
@@ -52,12 +44,8 @@ def add(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="NAME", help="Who or what uses it.")],
     role: Annotated[RoleName, typer.Option(help="What it is for; enrol includes recognise, admin includes all.")],
-    gallery: Annotated[
-        str | None, typer.Option(help="The only gallery that it is for. Default: all.", show_default=False)
-    ] = None,
-    days: Annotated[
-        int | None, typer.Option(min=1, max=36500, help="Days until it expires. Default: never.", show_default=False)
-    ] = None,
+    gallery: Annotated[str | None, typer.Option(help="The only gallery that it is for. Default: all.")] = None,
+    days: Annotated[int | None, typer.Option(min=1, max=36500, help="Days until it expires. Default: never.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Make a key, and print it on stdout, this once."""
@@ -67,7 +55,7 @@ def add(
         _check_gallery(context, gallery)
     with _open_keys(context, create=True) as store:
         expires = None if days is None else store.now() + datetime.timedelta(days=days)
-        _print_new(*store.add(name, Role(role.value), gallery=gallery, expires=expires), store, json=json)
+        _print_new(*store.add(name, Role(role), gallery=gallery, expires=expires), store, json=json)
 
 
 @keys.command("list", epilog="Example: edgeface serve keys list")
@@ -158,7 +146,6 @@ def verify(
         typer.Option(
             metavar="NUMBER:HASH",
             help="A head that was printed earlier and kept elsewhere: shows rows that were cut off or written anew.",
-            show_default=False,
         ),
     ] = None,
     json: JsonOption = False,
@@ -180,11 +167,10 @@ def verify(
 def show(
     context: typer.Context,
     since: Annotated[
-        datetime.datetime | None,
-        typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time, UTC.", show_default=False),
+        datetime.datetime | None, typer.Option(formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"], help="First time, UTC.")
     ] = None,
-    action: Annotated[str | None, typer.Option(help="Rows of this action only.", show_default=False)] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the last ones.", show_default=False)] = None,
+    action: Annotated[str | None, typer.Option(help="Rows of this action only.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only so many, the last ones.")] = None,
     json: JsonOption = False,
 ) -> None:
     """Print rows, one JSON object a line; with --json all of them in one object."""
@@ -202,8 +188,7 @@ def show(
 def prune(
     context: typer.Context,
     days: Annotated[
-        float | None,
-        typer.Option(min=0, help="Age of rows to remove. Default: the configuration's.", show_default=False),
+        float | None, typer.Option(min=0, help="Age of rows to remove. Default: the configuration's.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only count them.")] = False,
     yes: YesOption = False,
@@ -243,15 +228,10 @@ def certificates(
         typer.Argument(
             metavar="[NAME]...",
             help="DNS names and IP addresses of the server, beside its host name and localhost. Default: as before.",
-            show_default=False,
         ),
     ] = None,
-    client: Annotated[
-        str | None, typer.Option(metavar="NAME", help="Make the certificate of this client.", show_default=False)
-    ] = None,
-    folder: Annotated[
-        Path | None, typer.Option(help="Default: tls in the service's state folder.", show_default=False)
-    ] = None,
+    client: Annotated[str | None, typer.Option(metavar="NAME", help="Make the certificate of this client.")] = None,
+    folder: Annotated[Path | None, typer.Option(help="Default: tls in the service's state folder.")] = None,
     addresses: Annotated[
         bool, typer.Option(help="For IP addresses too, which gRPC's clients in Python and C++ cannot check.")
     ] = True,

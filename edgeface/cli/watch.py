@@ -31,14 +31,11 @@ def watch(
     config: Annotated[
         Path | None, typer.Option("--config", "-c", help="YAML file. Default: EDGEFACE_WATCH_... and defaults.")
     ] = None,
-    gallery: Annotated[
-        str | None, typer.Option("--gallery", "-g", help="Instead of the configuration's.", show_default=False)
-    ] = None,
+    gallery: Annotated[str | None, typer.Option("--gallery", "-g", help="Instead of the configuration's.")] = None,
     key: KeyOption = None,
     model: ModelOption = None,
     log: Annotated[
-        Path | None,
-        typer.Option(help="SQLite file to record events in, instead of the configuration's.", show_default=False),
+        Path | None, typer.Option(help="SQLite file to record events in, instead of the configuration's.")
     ] = None,
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print all keys of the configuration with their defaults.")

@@ -7,9 +7,8 @@ import dataclasses
 import json
 import sys
 from collections.abc import Iterator
-from enum import Enum
 from pathlib import Path
-from typing import IO, Annotated, Any
+from typing import IO, Annotated, Any, Literal
 
 import typer
 from rich.table import Column, Table
@@ -39,12 +38,7 @@ OptionalNames = Annotated[
 ]
 CatalogOption = Annotated[
     Path | None,
-    typer.Option(
-        "--catalog",
-        metavar="FILE",
-        help="Model catalog to use instead of the built-in model_zoo.yml.",
-        show_default=False,
-    ),
+    typer.Option("--catalog", metavar="FILE", help="Model catalog to use instead of the built-in model_zoo.yml."),
 ]
 CacheOption = Annotated[
     Path | None,
@@ -53,7 +47,6 @@ CacheOption = Annotated[
         metavar="DIR",
         envvar="EDGEFACE_CACHE",
         help="Folder of the model store; by default ~/.cache/edgeface.",
-        show_default=False,
     ),
 ]
 AcceptOption = Annotated[
@@ -61,15 +54,8 @@ AcceptOption = Annotated[
 ]
 
 
-class ProgressFormat(str, Enum):
-    """How the progress of a download is shown; `auto` draws bars on a terminal and nothing elsewhere."""
-
-    auto = "auto"
-    text = "text"
-    json = "json"
-    none = "none"
-
-
+ProgressFormat = Literal["auto", "text", "json", "none"]
+"""How the progress of a download is shown; ``auto`` draws bars on a terminal and nothing elsewhere."""
 _DEFAULT = zoo.DownloadPolicy()
 
 
@@ -107,8 +93,7 @@ def list_models(catalog: CatalogOption = None, cache: CacheOption = None, as_jso
 def info(
     name: Annotated[str | None, typer.Argument(metavar="[NAME]", help="Model name.")] = None,
     model_yml: Annotated[
-        Path | None,
-        typer.Option("--from", metavar="FILE", help="Read an Open Model Zoo model.yml instead.", show_default=False),
+        Path | None, typer.Option("--from", metavar="FILE", help="Read an Open Model Zoo model.yml instead.")
     ] = None,
     catalog: CatalogOption = None,
     cache: CacheOption = None,
@@ -146,7 +131,6 @@ def download(
             metavar="ADDRESS|DIR",
             envvar="EDGEFACE_MIRROR",
             help="http(s):// address or folder with <model>/<file name>, tried first.",
-            show_default=False,
         ),
     ] = None,
     cache: CacheOption = None,
@@ -159,7 +143,7 @@ def download(
     accept: AcceptOption = False,
     progress: Annotated[
         ProgressFormat, typer.Option(help="Progress format; json writes one line per event to stderr.")
-    ] = ProgressFormat.auto,
+    ] = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Download models. Interrupted downloads resume; intact files are not downloaded again.
@@ -307,11 +291,11 @@ def reporting(form: ProgressFormat, *, stream: IO[str] | None = None) -> Iterato
         if event.kind == "model_file_download_end" and event.successful:
             print_note(f"{event.model}/{event.model_file}: done")
 
-    if form is ProgressFormat.json:
+    if form == "json":
         yield {"on_event": write_event}
-    elif form is ProgressFormat.none:
+    elif form == "none":
         yield {}
-    elif form is ProgressFormat.text and not stderr.is_terminal:
+    elif form == "text" and not stderr.is_terminal:
         yield {"on_event": write_line}
     else:
         with progress_bars() as progress:

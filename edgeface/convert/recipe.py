@@ -208,11 +208,6 @@ def parts_of(entry: ModelEntry) -> RecipeParts:
     )
 
 
-def recipe_of(entry: ModelEntry) -> Recipe:
-    """Return the recipe of a zoo entry; raise InputError if it is no embedding model."""
-    return parts_of(entry).complete()
-
-
 def require_agreement(told: RecipeParts, entry: ModelEntry) -> None:
     """Refuse parts that contradict what a zoo entry says about the model's input.
 

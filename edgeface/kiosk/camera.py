@@ -15,6 +15,7 @@ from enum import Enum
 import cv2
 import numpy as np
 
+from edgeface.files import Closing
 from edgeface.kiosk.settings import CameraSettings
 from edgeface.pipeline.motion import MotionGate, mask_of
 from edgeface.text import without_secrets
@@ -272,7 +273,7 @@ def _take(handed: queue.Queue[Image], opened: float, stop: threading.Event) -> G
             index += 1
 
 
-class ZoneDetector:
+class ZoneDetector(Closing):
     """A detector that finds only the faces that count at a camera: large enough, with their centre in a zone.
 
     Closing it does nothing: `detector` belongs to somebody else.
@@ -297,9 +298,3 @@ class ZoneDetector:
 
     def close(self) -> None:
         """Do nothing."""
-
-    def __enter__(self) -> ZoneDetector:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass

@@ -29,6 +29,7 @@ import filelock
 import httpx
 
 from edgeface.errors import EdgeFaceError, InputError
+from edgeface.files import Closing
 from edgeface.kiosk.events import EventLog, LoggedEvent
 from edgeface.kiosk.targets import Webhook
 from edgeface.text import hide_secrets
@@ -62,7 +63,7 @@ class Sender(Protocol):
         """Close connections."""
 
 
-class Deliveries:
+class Deliveries(Closing):
     """Workers that empty the outbox of a log, and remove from the log what is too old, until they are closed.
 
     Parameters
@@ -123,12 +124,6 @@ class Deliveries:
         for sender in self._senders.values():
             sender.close()
         self._one.release()
-
-    def __enter__(self) -> Deliveries:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def _run(self, name: str, step: Callable[[], float]) -> None:
         """Repeat a step, which returns the seconds until the next; a failure, such as a full disk, does not end it."""

@@ -18,6 +18,7 @@ from pydantic import Field, model_validator
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
+from edgeface.files import Closing
 from edgeface.gallery.records import Person, Proof
 from edgeface.kiosk.camera import BROWSER, Camera
 from edgeface.kiosk.forgetting import forget_in
@@ -79,7 +80,7 @@ class KioskServiceSettings(Settings):
         return self
 
 
-class Doorkeeper:
+class Doorkeeper(Closing):
     """Watches the cameras of a service's configuration from the start on, in threads of its own; a context manager.
 
     It begins anew when the configuration, the model or the gallery is another one, and tries again what failed.
@@ -102,12 +103,6 @@ class Doorkeeper:
         service.elsewhere = self._forget
         self._thread = threading.Thread(target=self._keep, name="edgeface-doorkeeper", daemon=True)
         self._thread.start()
-
-    def __enter__(self) -> Doorkeeper:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Stop watching; closing again does nothing."""

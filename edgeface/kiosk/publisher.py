@@ -8,6 +8,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from edgeface.files import Closing
 from edgeface.gallery.keys import read_key
 from edgeface.gallery.store.base import GalleryStore
 from edgeface.kiosk.delivery import Deliveries, Sender, WebhookSender
@@ -23,7 +24,7 @@ _LOOK = 60.0
 """Seconds between looks at whom the gallery has forgotten."""
 
 
-class EventPublisher:
+class EventPublisher(Closing):
     """The log, the workers that deliver from it, and the door's command, until closed.
 
     Parameters
@@ -113,9 +114,3 @@ class EventPublisher:
     def close(self) -> None:
         """Wait for what is sent and run now; what is not delivered stays in the log's outbox."""
         self._open.close()
-
-    def __enter__(self) -> EventPublisher:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()

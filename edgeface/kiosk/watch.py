@@ -15,6 +15,7 @@ import numpy as np
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError, Overloaded
+from edgeface.files import Closing
 from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
@@ -40,7 +41,7 @@ _POLL = 0.25
 """Seconds between looks at whether everything has ended."""
 
 
-class DoorWatch:
+class DoorWatch(Closing):
     """Watches the cameras from the start on, each in its own thread; iterate over it for the events.
 
     A context manager. It ends when all cameras are files that have ended, or it is closed. Live cameras are watched
@@ -235,12 +236,6 @@ class DoorWatch:
             camera.close()
         for thread in self._threads:
             thread.join(timeout=10)
-
-    def __enter__(self) -> DoorWatch:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def _prepare(analyzer: FaceAnalyzer, image: Image) -> None:

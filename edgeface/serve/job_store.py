@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 from edgeface.cipher import Cipher
 from edgeface.errors import GalleryDamagedError, InputError
-from edgeface.files import output_errors
+from edgeface.files import Closing, output_errors
 from edgeface.serve.database import ServiceFile, ServiceFileKind
 from edgeface.untrusted import parse_json
 
@@ -267,7 +267,7 @@ def _place(job_id: str, what: str) -> bytes:
     return f"edgeface:1:jobs:{job_id}:{what}".encode()
 
 
-class JobUpload:
+class JobUpload(Closing):
     """A sealed file that has no name until it is kept, where the file system allows that; a context manager.
 
     Its methods raise OutputError if the disk is full, or cannot be written to.
@@ -284,12 +284,6 @@ class JobUpload:
             except (AttributeError, OSError):  # not Linux, or a file system that has no such files
                 descriptor, self._named = os.open(self.path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600), True
             self._file = os.fdopen(descriptor, "w+b")
-
-    def __enter__(self) -> JobUpload:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def write(self, data: bytes) -> None:
         """Append to it."""

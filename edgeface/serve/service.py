@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 import edgeface
 from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import ContractError, ImageError, InputError, Overloaded
-from edgeface.files import output_errors
+from edgeface.files import Closing, output_errors
 from edgeface.gallery.records import Erasure, Proof, detector_note
 from edgeface.model.embedding import require_same_contract
 from edgeface.pipeline.observation import Face, from_left
@@ -282,7 +282,7 @@ class WithoutKey:
     request_id: str
 
 
-class Service:
+class Service(Closing):
     """Everything that outlives a request. Its methods may be called from several threads; a context manager.
 
     Parameters
@@ -338,12 +338,6 @@ class Service:
     @functools.cached_property
     def first_key(self) -> str | None:
         return None if self.keys.count_admins() else self.keys.add("first", Role.admin)[1]
-
-    def __enter__(self) -> Service:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Close models, galleries, keys and the audit log; closing again does nothing."""

@@ -11,14 +11,14 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeface.errors import ContractError, FaceError, InferenceError, InputError
+from edgeface.files import Closing
 from edgeface.model.ir_file import check_weights, read_liveness_contract
 from edgeface.model.liveness_contract import LIVE, LivenessContract
 from edgeface.runtime.engine import Engine, compile_engine
@@ -26,9 +26,6 @@ from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.networks import check_images, repeatable_plan
 from edgeface.vision.quality import QualityGate, measure_quality
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
 
 LivenessVerdict = Literal["live", "spoof", "inconclusive"]
 Box = NDArray[np.floating]
@@ -153,7 +150,7 @@ def _place(centre: float, side: float, last: int) -> slice:
     return slice(max(0, int(low)), int(high) + 1)
 
 
-class LivenessChecker:
+class LivenessChecker(Closing):
     """Judges faces with all its models. Made by `load_liveness`; a context manager; safe to call from threads.
 
     Parameters
@@ -297,14 +294,6 @@ class LivenessChecker:
         """Free the models; checking then raises `EngineClosed`, and closing again does nothing."""
         for engine in self._engines:
             engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def cut_crop(image: Image, box: Box, contract: LivenessContract) -> NDArray[np.float32]:

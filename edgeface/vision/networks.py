@@ -8,13 +8,13 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import openvino as ov
 
 from edgeface.errors import InputError, MissingError, ModelFormatError
+from edgeface.files import Closing
 from edgeface.runtime.cache import ModelCache
 from edgeface.runtime.engine import compile_engine
 from edgeface.runtime.plan import DevicePlan, resolve_plan
@@ -35,7 +35,7 @@ _REQUESTS = 4
 """Infer requests for each network. On a CPU two streams serve them."""
 
 
-class NetworkDetector(ABC):
+class NetworkDetector(Closing, ABC):
     """Base of the detectors: compiles the networks, runs them, closes them. For the options see `load_detector`."""
 
     name: ClassVar[str]
@@ -110,14 +110,6 @@ class NetworkDetector(ABC):
         """See `Detector.close`."""
         for engine in self._engines.values():
             engine.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _observed(label: str, batches: Iterable[np.ndarray], observe: Observer) -> Iterator[np.ndarray]:

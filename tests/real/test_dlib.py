@@ -20,7 +20,7 @@ from edgeface.cli import main
 from edgeface.convert import adopt, convert, dlib
 from edgeface.convert.dlib import load_dlib
 from edgeface.convert.parity import embed_with_ir, run_model
-from edgeface.convert.recipe import recipe_of
+from edgeface.convert.recipe import parts_of
 from edgeface.errors import EdgeFaceError, FaceError
 from edgeface.evaluate.faces import FaceCutter, FaceSource, find_images, load_boxes
 from edgeface.evaluate.pairs import parse_pairs
@@ -117,7 +117,7 @@ def test_a_sum_without_padding_of_rows_and_columns_still_runs_and_is_wrong(
         return add(*parts)
 
     monkeypatch.setattr(dlib, "_add", crop_and_add)
-    source = load_dlib(real_dat, recipe_of(load_catalog()[NAME]))
+    source = load_dlib(real_dat, parts_of(load_catalog()[NAME]).complete())
     assert [shape[1:] for shape in cropped] == [(3, 3)]  # and what follows is then of one size
     with np.load(data / "dlib" / "golden.npz") as stored:
         chips, expected = stored["chips"][:4], stored["descriptors"][:4]
@@ -154,7 +154,7 @@ def test_a_face_without_landmarks_is_a_face_error(data: Path) -> None:
 @pytest.mark.parametrize("rounds", [10, pytest.param(500, marks=[pytest.mark.nightly, pytest.mark.timeout(1800)])])
 def test_the_real_file_mutated_is_read_or_refused_by_name(real_dat: Path, tmp_path: Path, rounds: int) -> None:
     content, path = real_dat.read_bytes(), tmp_path / "mutated.dat"
-    recipe = recipe_of(load_catalog()[NAME])
+    recipe = parts_of(load_catalog()[NAME]).complete()
     for seed in range(rounds):
         path.write_bytes(mutate(content, random.Random(seed)))
         start = time.monotonic()

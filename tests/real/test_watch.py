@@ -67,7 +67,9 @@ def watch(folder: Path, analyzer: FaceAnalyzer, clip: str, enrolled: list[Any], 
             return list(watching)
 
 
-@pytest.mark.parametrize(("name", "kind"), [("F1", "spoof"), ("F2", "spoof"), ("T1", "known")])
+@pytest.mark.parametrize(
+    ("name", "kind"), [("F1", "spoof"), pytest.param("F2", "spoof", marks=pytest.mark.nightly), ("T1", "known")]
+)
 def test_a_photo_of_an_enrolled_person_is_refused_and_the_person_is_known(
     data: Path, tmp_path: Path, analyzer: FaceAnalyzer, name: str, kind: str
 ) -> None:

@@ -16,6 +16,7 @@ import openvino as ov
 from edgeface.bench.run.benchmark_model import BenchmarkModel, Shapes, read_benchmark_model
 from edgeface.bench.schema import Execution, RunSettings
 from edgeface.errors import DeviceError, InferenceError, InputError
+from edgeface.files import Closing
 from edgeface.limits import require_room_to_compile
 from edgeface.runtime import DevicePlan, Embedder, ExecutionReport, ImageFormat, default_plan
 from edgeface.runtime.adapter import UNPACKED, must_unpack, unpack_weights
@@ -29,7 +30,7 @@ _DTYPES = {"u8": np.uint8, "f16": np.float16, "f32": np.float32}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class LoadedModel:
+class LoadedModel(Closing):
     """A compiled model; a context manager that releases it.
 
     `settings` are those to record: the caller's, with the plan's device options and the batch. `target` runs the
@@ -51,10 +52,8 @@ class LoadedModel:
         compiled = _compile(self.core, self.benchmark_model, plan, {"PERF_COUNT": True})
         return compiled, random_inputs(compiled, seed=self.settings.seed or 0)
 
-    def __enter__(self) -> LoadedModel:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
+    def close(self) -> None:
+        """Close the embedder, if there is one."""
         if self.embedder is not None:
             self.embedder.close()
 

@@ -8,13 +8,13 @@ import itertools
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from edgeface.cipher import Cipher, make_cipher
 from edgeface.errors import GalleryBusyError, GalleryError, GalleryServerError, OutputError
+from edgeface.files import Closing
 from edgeface.gallery.codec import GalleryHeader, PersonBody
 from edgeface.gallery.records import (
     Changes,
@@ -40,9 +40,6 @@ from edgeface.gallery.store.rows import SEALED_TABLES, Change, Rows
 from edgeface.gallery.store.searcher import secrets_of
 from edgeface.gallery.store.watch import GalleryWatch
 
-if TYPE_CHECKING:
-    from typing_extensions import Self
-
 _log = logging.getLogger(__name__)
 
 _UNCOMMITTED = -1
@@ -51,7 +48,7 @@ _CACHED_ROWS = 2048
 MOST_PROBLEMS = 100
 
 
-class GalleryStore(ABC):
+class GalleryStore(Closing, ABC):
     """People and their templates, bound to one contract, in the tables of a `Database`.
 
     Every write is one transaction: when the call returns it is durable, when it raises nothing has changed. It
@@ -476,14 +473,6 @@ class GalleryStore(ABC):
     def close(self) -> None:
         """Let go of the file or the server; a second call does nothing."""
         self.database.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
 
 def _ids_to_forget(connection: Any, person_id: int, wanted: Sequence[int] | None) -> list[int]:

@@ -5,16 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from edgeface.errors import GalleryServerError
-
-if TYPE_CHECKING:
-    from typing_extensions import Self
+from edgeface.files import Closing
 
 
-class GalleryWatch:
+class GalleryWatch(Closing):
     """Waits for commits, by any process; `GalleryStore.watch` makes it.
 
     It asks for the last commit five times a second. `wait` is for one thread at a time; any may call `close`, which
@@ -71,11 +68,3 @@ class GalleryWatch:
     def close(self) -> None:
         """End `wait`, and let go of what it holds; a second call does nothing."""
         self._closed.set()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()

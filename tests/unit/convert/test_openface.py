@@ -21,7 +21,7 @@ from edgeface.convert import adopt, convert
 from edgeface.convert.converter import DEFAULT_RECIPE, find_recipe, format_of
 from edgeface.convert.hdf5 import KerasArrays, read_keras_arrays
 from edgeface.convert.openface import SHAPES, load_openface, read_csv
-from edgeface.convert.recipe import Recipe, RecipeParts, recipe_of
+from edgeface.convert.recipe import Recipe, RecipeParts, parts_of
 from edgeface.errors import ExtraNotInstalledError, InputError, ModelFormatError, NotSupportedError, install_line
 from edgeface.untrusted import HDF5_BYTES, HDF5_SECONDS
 from edgeface.zoo.catalog import load_catalog
@@ -31,7 +31,7 @@ ARRAYS = seeded_arrays()
 
 @pytest.fixture(scope="module")
 def recipe() -> Recipe:
-    return recipe_of(load_catalog()["openface-nn4-small2"])
+    return parts_of(load_catalog()["openface-nn4-small2"]).complete()
 
 
 @pytest.fixture(scope="session")

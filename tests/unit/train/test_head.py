@@ -563,7 +563,9 @@ def test_two_names_for_one_person_are_said(tmp_path: Path, ir: Path, people: Pat
         target = people / "Someone" / photo.name
         target.parent.mkdir(exist_ok=True)
         target.write_bytes(photo.read_bytes())
-    done = edgeface("train", "head", people, "--model", ir, "--crops", "-o", tmp_path / "out", "--epochs", 3)
+    words = ("train", "head", people, "--model", ir, "--crops", "-o", tmp_path / "out", "--epochs", 3)
+    done = edgeface(*words, "--preset", "focal-restarts")
+    assert json.loads((tmp_path / "out/training.json").read_text())["settings"]["schedule"] == "cosine-restarts"
     assert "P0_00 and Someone seem to be one person" in done.stderr
     assert "One person under two names?" in (tmp_path / "out/report.html").read_text()
 
