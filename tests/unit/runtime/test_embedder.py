@@ -106,6 +106,9 @@ def test_an_ir_whose_batch_is_fixed_computes_one_crop_at_a_time(tmp_path, what):
             alone = np.concatenate([embedder.embed(crop) for crop in crops])
             futures = [embedder.submit(crop) for crop in crops]
             np.testing.assert_array_equal([future.result(SOON) for future in futures], alone)
+    if what == "a norm over all rows":
+        with Embedder.load(ir, flip="concatenate") as embedder:
+            assert embedder.embed(crops).shape == (20, 6)
 
 
 @pytest.mark.parametrize("buckets", [(1,), (1, 4)])
