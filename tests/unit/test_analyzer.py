@@ -495,8 +495,9 @@ def test_faces_are_looked_for_from_the_size_on_that_can_be_used_or_from_the_one_
         assert found(app, gate) == (50, FoundBy("mtcnn", 50, "gate"))
         assert found(app, None) == (20, FoundBy("mtcnn", 20, "default"))
         assert found(app, gate)[0] == 50  # one call changes nothing for another
-    with edgeface.load(ir, detector="mtcnn", min_size=24) as app:
-        assert found(app, gate) == found(app, None) == (24, FoundBy("mtcnn", 24, "min-size"))
+    for size in (20, 24):
+        with edgeface.load(ir, detector="mtcnn", min_size=size) as app:
+            assert found(app, gate) == found(app, None) == (size, FoundBy("mtcnn", size, "min-size"))
     detector = edgeface.load_detector("mtcnn", min_size=30)
     with edgeface.load(ir, detector=detector) as app:
         assert found(app, gate) == found(app, None) == (30, FoundBy("mtcnn", 30, "min-size"))
