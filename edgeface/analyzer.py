@@ -214,7 +214,7 @@ class FaceAnalyzer(Closing):
         if self._detector is None:
             return FoundBy()
         if self._fixed_size:
-            return FoundBy.asked(self._detector)
+            return replace(FoundBy.asked(self._detector), min_size_from="min-size")  # also if that is 20
         return FoundBy.choose(self._detector.name, self.contract.input_size, gate)
 
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:

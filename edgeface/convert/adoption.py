@@ -168,7 +168,7 @@ def adopt(
         crops = to_input(draw_faces(size), layout=layout, color=reading.color)
         embeddings = run_model(model, crops)
         unit = bool(np.allclose(np.linalg.norm(embeddings, axis=1), 1, atol=1e-3))
-        source = dataclasses.replace(source, model=_free_the_batch(model, crops, embeddings), normalized=unit)
+        source = dataclasses.replace(source, model=_free_the_batch(model, crops, embeddings, ir), normalized=unit)
         model, normalized = finish_output(source, complete, path=ir)
         outputs = dict.fromkeys((OUTPUT_NAMES[0], source.output, OUTPUT_NAMES[1]))
         name_ports(model, inputs=(*INPUT_NAMES, source.input), outputs=outputs, layout=layout)
@@ -352,10 +352,18 @@ def _with_preprocessing(model: ov.Model, layout: Layout, color: Color, recipe: R
     )
 
 
-def _free_the_batch(model: ov.Model, crops: NDArray[np.float32], embeddings: Embeddings) -> ov.Model:
+def _free_the_batch(model: ov.Model, crops: NDArray[np.float32], embeddings: Embeddings, path: Path) -> ov.Model:
     """Make the batch dynamic where the graph allows it; some old IRs fix it in a Reshape's constant."""
     batch, *rest = model.input(0).get_partial_shape()
     if batch.is_dynamic:
+        alone = model.clone()
+        alone.reshape([1, *rest])
+        same = compare(embeddings, run_model(alone, crops), against="one at a time", precision="FP32")
+        if not same.min_cosine >= MIN_COSINE["FP32"]:
+            raise ConversionError(
+                f"{path}: expected rows that do not depend on the other images of a batch, found some; "
+                "reshape it to a batch of 1"
+            )
         return model
     free = model.clone()
     try:

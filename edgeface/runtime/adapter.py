@@ -259,6 +259,7 @@ def with_mirror(model: ov.Model, contract: ModelContract, flip: Flip) -> ov.Mode
     both = ops.concat([port, mirror], 0)
     for consumer in consumers:
         consumer.replace_source_output(both.output(0))
+    mirrored.validate_nodes_and_infer_types()  # or a fixed batch is still that of half the images
 
     result = mirrored.output(contract.output_name).get_node()
     embeddings = result.input_value(0)

@@ -153,7 +153,9 @@ class _Recipe:
         config.pop("CACHE_DIR", None)
         # The cache of an encrypted model is encrypted too.
         cache = ModelCache(self.cache_dir, limit=self.cache_limit, key=key) if self.cache_dir else None
-        buckets = (1,) if self.image_format.size == "any" else plan.batch_buckets
+        # A graph whose batch is fixed may hold it in a Reshape, or mix the rows of a larger one.
+        fixed = source.model.input(0).get_partial_shape()[0].is_static
+        buckets = (1,) if self.image_format.size == "any" else plan.batch_buckets[: 1 if fixed else None]
         # One model for any batch where that costs nothing: in 8 bits OpenVINO is slower with it, and rounds otherwise.
         any_batch = plan.device == "CPU" and len(buckets) > 1 and not is_quantized(source.model)
         unpack = must_unpack(source.model, plan.device)

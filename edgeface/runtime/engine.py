@@ -83,7 +83,7 @@ class Engine(Serving):
     requests
         Infer requests in flight; None: the device's optimal number.
     queue_depth
-        Arrays that may wait; None: four for each that the device computes in parallel, at least 8.
+        Arrays that may wait; None: two batches for each infer request, four arrays where a batch is one, at least 8.
     policy
         What `submit` does when the queue is full.
     name
@@ -135,7 +135,7 @@ class Engine(Serving):
             slots = [Slot(models, on_done, partial(_find, reference, number)) for number in range(count)]
         except RuntimeError as error:
             raise InferenceError(f"{name}: the device cannot make its infer requests: {reason_of(error)}") from error
-        depth = queue_depth or max(8, 4 * count * batch)
+        depth = queue_depth or max(8, (4 if batch == 1 else 2) * count * batch)
         self._schedule = Schedule(name, slots, batch=batch, depth=depth, room=self._room)
         look_after(self, reference, self._bell)
 

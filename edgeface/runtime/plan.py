@@ -54,7 +54,8 @@ class DevicePlan:
         Infer requests in flight; None: the compiled model's optimal number.
     batch_buckets
         Batch sizes to compile, ascending; a batch is padded to the next one. Where a CPU computes in floating point,
-        several are one model, which takes any number of images up to the largest without padding.
+        several are one model, which takes any number of images up to the largest without padding. Of an IR whose batch
+        is fixed only the first is compiled.
     threads
         CPU threads over all streams.
     extra

@@ -207,6 +207,11 @@ class Slot:
         """Copy one result for each of `jobs`: an array, or a tuple of arrays if the model has several outputs."""
         request = self._active
         outputs = [request.get_output_tensor(i).data for i in range(self._outputs)]
+        if (rows := min(map(len, outputs))) < len(self.jobs):
+            raise ValueError(
+                f"expected a row for each of {len(self.jobs)} inputs, found {rows}: the graph holds its batch fixed; "
+                "convert it with --batch 1, or pass a plan with batch_buckets of [1]"
+            )
         if len(outputs) == 1:
             return [row.copy() for row in outputs[0][: len(self.jobs)]]
         return [tuple(output[i].copy() for output in outputs) for i in range(len(self.jobs))]

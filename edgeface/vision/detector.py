@@ -132,10 +132,10 @@ class FoundBy:
         >>> FoundBy.choose("yunet", (160, 160))
         FoundBy(detector='yunet', min_size=32, min_size_from='model')
         """
-        if gate is not None:
-            return cls(detector, gate.smallest_face, "gate")
-        share = -(-max(input_size) // _SHARE_OF_INPUT)
-        return cls(detector, share, "model") if share > SMALLEST_FACE else cls(detector, SMALLEST_FACE, "default")
+        least = -(-max(input_size) // _SHARE_OF_INPUT) if gate is None else gate.smallest_face
+        if least <= SMALLEST_FACE:  # as of a gate without a limit: faces of 1 pixel take minutes and gigabytes
+            return cls(detector, SMALLEST_FACE, "default")
+        return cls(detector, least, "model" if gate is None else "gate")
 
 
 class Detector(Protocol):

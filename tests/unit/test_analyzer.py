@@ -481,6 +481,9 @@ def test_auto_is_what_a_gallery_was_made_with_else_yunet_where_it_is_downloaded_
 def test_the_smallest_face_is_the_gates_else_a_fifth_of_the_models_input(side: int, least: int, why: str) -> None:
     assert FoundBy.choose("yunet", (side - 1, side)) == FoundBy("yunet", least, why)
     assert FoundBy.choose("yunet", (side, side), QualityGate(min_box_side=40.5)) == FoundBy("yunet", 41, "gate")
+    for limit in (0, 19):
+        gate = QualityGate(min_box_side=limit)
+        assert FoundBy.choose("yunet", (side, side), gate) == FoundBy("yunet", 20, "default")
 
 
 def test_faces_are_looked_for_from_the_size_on_that_can_be_used_or_from_the_one_that_is_asked_for(ir: Path) -> None:
@@ -492,8 +495,9 @@ def test_faces_are_looked_for_from_the_size_on_that_can_be_used_or_from_the_one_
         assert found(app, gate) == (50, FoundBy("mtcnn", 50, "gate"))
         assert found(app, None) == (20, FoundBy("mtcnn", 20, "default"))
         assert found(app, gate)[0] == 50  # one call changes nothing for another
-    with edgeface.load(ir, detector="mtcnn", min_size=24) as app:
-        assert found(app, gate) == found(app, None) == (24, FoundBy("mtcnn", 24, "min-size"))
+    for size in (20, 24):
+        with edgeface.load(ir, detector="mtcnn", min_size=size) as app:
+            assert found(app, gate) == found(app, None) == (size, FoundBy("mtcnn", size, "min-size"))
     detector = edgeface.load_detector("mtcnn", min_size=30)
     with edgeface.load(ir, detector=detector) as app:
         assert found(app, gate) == found(app, None) == (30, FoundBy("mtcnn", 30, "min-size"))

@@ -59,6 +59,17 @@ def foreign(
     return path
 
 
+def mixed(folder: Path, batch: int) -> Path:
+    """An IR whose rows depend on the rest of the batch."""
+    image = ops.parameter([batch, 3, SIZE, SIZE], np.float32)
+    rows = ops.reduce_mean(image, np.array([2, 3]), keep_dims=False)
+    largest = ops.reduce_max(rows, np.array([0, 1]), keep_dims=True)
+    rows = ops.add(ops.divide(rows, largest), np.array([[1, 2, 3]], np.float32))
+    path = folder / "mixed.xml"
+    ov.save_model(ov.Model([rows], [image], "mixed"), path)
+    return path
+
+
 def told(**changes: Any) -> Any:
     return parse_recipe(**({"color": "BGR", "mean": 0, "scale": 1, "alignment": "none"} | changes))
 
@@ -93,6 +104,14 @@ def fingerprint(seed: int = 0) -> tuple[float, ...]:
 
 
 # --- by recipe --------------------------------------------------------------------------------------------------
+
+
+def test_rows_that_depend_on_the_rest_of_a_dynamic_batch_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConversionError, match=r"do not depend on the other images of a batch.*a batch of 1"):
+        adopt(mixed(tmp_path, -1), tmp_path / "out", recipe=told(), catalog=catalog())
+
+    result = adopt(mixed(tmp_path, 1), tmp_path / "out", recipe=told(), catalog=catalog())
+    assert list(result.outputs.values()) == ["[1,3]"]
 
 
 @pytest.mark.parametrize("layout", ["NCHW", "NHWC"])

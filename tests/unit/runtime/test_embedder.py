@@ -88,6 +88,29 @@ def test_rows_are_the_same_to_the_bit_whatever_is_computed_with_them(ir, crops):
         np.testing.assert_array_equal(embedder.embed(crops), alone)
 
 
+@pytest.mark.parametrize("what", ["a Reshape to one row", "a norm over all rows"])
+def test_an_ir_whose_batch_is_fixed_computes_one_crop_at_a_time(tmp_path, what):
+    image = ops.parameter([1, 3, 12, 16], np.float32, name="image")
+    rows = ops.reduce_mean(image, ops.constant(np.array([2, 3])), keep_dims=False)
+    if what == "a Reshape to one row":
+        rows = ops.reshape(rows, ops.constant(np.array([1, 3])), False)
+    else:
+        rows = ops.divide(rows, ops.reduce_l2(rows, ops.constant(np.array([0, 1])), keep_dims=True))
+    model = ov.Model([rows], [image], "fixed")
+    model.input(0).set_names({"image"})
+    model.output(0).set_names({"embeddings"})
+    ir, *_ = save_ir(model, tmp_path, sample_contract(input_size=(12, 16), embedding_dim=3))
+    crops = np.stack([np.full((12, 16, 3), (n, 2, 1), np.uint8) for n in range(20)])
+    for plan in (None, DevicePlan(device="CPU", batch_buckets=(1, 4), requests=1)):
+        with Embedder.load(ir, plan=plan) as embedder:
+            alone = np.concatenate([embedder.embed(crop) for crop in crops])
+            futures = [embedder.submit(crop) for crop in crops]
+            np.testing.assert_array_equal([future.result(SOON) for future in futures], alone)
+    if what == "a norm over all rows":
+        with Embedder.load(ir, flip="concatenate") as embedder:
+            assert embedder.embed(crops).shape == (20, 6)
+
+
 @pytest.mark.parametrize("buckets", [(1,), (1, 4)])
 def test_flip_concatenates_like_facenets_evaluation(ir, crops, buckets):
     plan = DevicePlan(device="CPU", batch_buckets=buckets)

@@ -236,6 +236,18 @@ def test_a_dynamic_batch_in_a_mapping_takes_what_is_queued_without_padding(core)
         assert engine.infer(np.ones(4, np.float32))[1].tolist() == [1, 1, 1, 1]
 
 
+def test_a_batch_that_comes_back_with_too_few_rows_is_an_error_of_each_of_its_requests(core):
+    x = ops.parameter([-1, 4], np.float32)
+    model = ov.Model([ops.reduce_sum(x, ops.constant(np.array([0])), keep_dims=True)], [x], "one row")
+    with Engine({4: core.compile_model(model, "CPU")}, requests=1) as engine:
+        with engine._lock:  # nothing is answered meanwhile
+            futures = [engine.submit(np.full(4, n, np.float32)) for n in range(5)]
+        assert futures[0].result(SOON).tolist() == [0, 0, 0, 0]
+        for future in futures[1:]:
+            with pytest.raises(InferenceError, match=r"expected a row for each of 4 inputs, found 1.*--batch 1"):
+                future.result(SOON)
+
+
 def test_requests_that_are_free_share_what_is_queued(core):
     with Engine({4: core.compile_model(with_size_of_batch(), "CPU")}, requests=2) as engine:
         with engine._lock:
