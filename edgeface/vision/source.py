@@ -247,7 +247,7 @@ class _Mailbox:
         self.newest = -1.0
         self._capacity, self._newest_wins = capacity, newest_wins
         self._frames: deque[Frame] = deque()
-        self._ended = False
+        self._ended = self._taking = False
         self._error: BaseException | None = None
         self._changed = threading.Condition()
 
@@ -262,8 +262,10 @@ class _Mailbox:
             self._changed.notify_all()
 
     def _has_room(self, frame: Frame) -> bool:
+        if not self._frames:  # what leaves no room for another does not wait here: it is handed over
+            return self._newest_wins or self._taking or 2 * _pixels(frame) <= _WAITING_PIXELS
         pixels = sum(map(_pixels, (*self._frames, frame)))
-        return not self._frames or (len(self._frames) < self._capacity and pixels <= _WAITING_PIXELS)
+        return len(self._frames) < self._capacity and pixels <= _WAITING_PIXELS
 
     def end(self, error: BaseException | None) -> None:
         with self._changed:
@@ -272,8 +274,13 @@ class _Mailbox:
 
     def take(self, timeout: float | None) -> Frame | None:
         with self._changed:
-            if not self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set(), timeout):
-                raise TimeoutError
+            self._taking = True
+            self._changed.notify_all()
+            try:
+                if not self._changed.wait_for(lambda: bool(self._frames) or self._ended or self.stop.is_set(), timeout):
+                    raise TimeoutError
+            finally:
+                self._taking = False
             if self.stop.is_set():
                 return None
             if self._frames:
@@ -319,23 +326,18 @@ def _photos(
     read_photo: PhotoReader,
 ) -> Iterator[Frame]:
     """Yield photos in order; the next ones are decoded meanwhile, and not before the last one was taken."""
-    readers = _READERS
 
     def read(index: int, path: Path) -> Frame:
-        nonlocal readers
         if path in failures:
             raise ImageError(f"{path}: {failures[path]}", path=path)
         image, file, reduced = read_photo(path)
-        frame = Frame(image, index, float(index), str(path), file, reduced)
-        # Of photos so large that no two may wait, one is read at a time: two would be held as well.
-        readers = 1 if 2 * _pixels(frame) > _WAITING_PIXELS else _READERS
-        return frame
+        return Frame(image, index, float(index), str(path), file, reduced)
 
     coming, ahead = enumerate(files), deque[Future[Frame]]()
     with ThreadPoolExecutor(_READERS, thread_name_prefix="edgeface-reader") as pool:
         try:
             for path in files:
-                ahead.extend(pool.submit(read, *each) for each in itertools.islice(coming, readers - len(ahead)))
+                ahead.extend(pool.submit(read, *each) for each in itertools.islice(coming, _READERS - len(ahead)))
                 try:
                     yield ahead.popleft().result()  # in no variable, which would hold its pixels
                 except ImageError as error:

@@ -135,7 +135,7 @@ def test_reading_waits_for_a_slow_consumer_and_loses_nothing() -> None:
     assert frames.dropped == 0
 
 
-def test_large_frames_wait_for_the_consumer_as_far_as_their_pixels_allow() -> None:
+def test_a_frame_that_leaves_no_room_for_another_is_handed_to_the_consumer() -> None:
     ahead = []
 
     def read(stop: threading.Event):
@@ -144,15 +144,16 @@ def test_large_frames_wait_for_the_consumer_as_far_as_their_pixels_allow() -> No
             yield Frame(np.broadcast_to(np.uint8(0), (3000, 4000, 3)), index, float(index), "made")
 
     with FrameSource(read, live=False, capacity=4) as frames:
-        wait_until(lambda: len(ahead) == 2)  # 12 megapixels wait, 12 are in hand
+        wait_until(lambda: len(ahead) == 1)  # 12 megapixels are in hand
         time.sleep(0.05)
-        assert len(ahead) == 2
+        assert len(ahead) == 1
         assert [each.index for each in frames] == list(range(9))
 
 
 @pytest.mark.parametrize(("sides", "held"), [((3000, 4000), 2), ((300, 400), 6)])
-def test_of_large_photos_one_is_read_at_a_time(sides: tuple[int, int], held: int) -> None:
-    """Those that wait, one in hand and, of small ones, one that is decoded meanwhile."""
+def test_photos_that_are_decoded_ahead_of_the_consumer_are_two_or_four_more_that_are_small(
+    sides: tuple[int, int], held: int
+) -> None:
     begun: list[Path] = []
     image = np.broadcast_to(np.uint8(0), (*sides, 3))
 
