@@ -214,7 +214,7 @@ class FaceAnalyzer(Closing):
         if self._detector is None:
             return FoundBy()
         if self._fixed_size:
-            return FoundBy.asked(self._detector)
+            return FoundBy.loaded(self._detector, asked=True)
         return FoundBy.choose(self._detector.name, self.contract.input_size, gate)
 
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
@@ -344,7 +344,7 @@ class FaceAnalyzer(Closing):
         with contextlib.closing(self.pipeline(faces="largest").run(frames)) as answers:
             for frame, faces in answers:
                 if not faces:
-                    raise _no_face(frame.source)
+                    raise self.found_by().no_face(frame.source)
                 vectors[frame.index] = _embedding(faces[0], frame.source).vector
         return Embeddings(vectors, self.contract.contract_id)
 
@@ -376,7 +376,7 @@ class FaceAnalyzer(Closing):
         image, pipeline = read_photo(photo, name=name), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:
-            raise _no_face(name)
+            raise self.found_by().no_face(name)
         if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
             raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
@@ -535,10 +535,6 @@ class FaceAnalyzer(Closing):
 def _name(photo: object, otherwise: str) -> str:
     """Name a photo in an error's text."""
     return os.fspath(photo) if isinstance(photo, (str, Path)) else otherwise
-
-
-def _no_face(name: str) -> FaceError:
-    return FaceError(path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face")
 
 
 def _embedding(face: Face, name: str) -> Embedding:

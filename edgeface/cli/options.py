@@ -70,15 +70,16 @@ LandmarksModelOption = Annotated[
         help="Landmark model (landmarks-regression-retail-0009) for retail-0004. Default: the downloaded model.",
     ),
 ]
-MinSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--min-size",
-        min=1,
-        help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
-        "command lets pass, 32; without a gate a fifth of the model's input, e.g. 32 of 160, but at least 20.",
-    ),
-]
+
+
+def min_size_option(default: str) -> Any:
+    """Make the option --min-size of a command, whose default the help says."""
+    return typer.Option(
+        "--min-size", min=1, help=f"Shorter side of the smallest face's box, pixels. Default: {default}."
+    )
+
+
+_BY_MODEL = "a fifth of the model's input, e.g. 32 of 160, but at least 20"
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
 FlipOption = Annotated[
     FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")
@@ -123,7 +124,7 @@ class DetectorOptions:
     detector: DetectorOption = "auto"
     detector_model: DetectorModelOption = None
     landmarks_model: LandmarksModelOption = None
-    min_size: MinSizeOption = None
+    min_size: Annotated[int | None, min_size_option("20")] = None
     device: DeviceOption = "CPU"
 
     def load_detector(self, **options: Any) -> Detector:
@@ -145,6 +146,7 @@ class DetectorOptions:
 class AnalyzerOptions(DetectorOptions):
     """Options of a command that finds and embeds faces."""
 
+    min_size: Annotated[int | None, min_size_option(_BY_MODEL)] = None
     model: ModelOption = None
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
@@ -181,6 +183,9 @@ class GalleryAnalyzerOptions(AnalyzerOptions):
     """Options of a command whose faces meet those of a gallery."""
 
     detector: GalleryDetectorOption = "auto"
+    min_size: Annotated[
+        int | None, min_size_option(f"the smallest that the quality gate lets pass, 32; with --no-gate {_BY_MODEL}")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)

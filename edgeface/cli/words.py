@@ -61,7 +61,7 @@ FOUND_BY = ("detector", "min_size", "min_size_from")
 """Fields of answers that say which detector found the faces, from which size in pixels on, and why: those of
 `edgeface.vision.detector.FoundBy`."""
 _MIN_SIZE_FROM = {
-    "gate": " (the quality gate's smallest; --min-size for smaller ones)",
+    "gate": " (the quality gate's smallest; --no-gate and --min-size for smaller ones)",
     "model": " (a fifth of the model's input; --min-size for smaller ones)",
     "default": " (--min-size for smaller ones)",
 }

@@ -195,7 +195,10 @@ def test_a_photo_without_a_usable_face_is_an_error_that_names_it(app: FaceAnalyz
     dark = write(tmp_path, draw(None))
     with pytest.raises(FaceError, match=r"photo\.png: expected a face, found none; use a photo") as raised:
         app.verify(draw(BLUE), dark, threshold=0.5)
-    assert raised.value.remedy == "use a photo with a larger or clearer face"
+    assert raised.value.remedy == (
+        "use a photo with a larger or clearer face; "
+        f"faces are looked for from {SIDE} pixels on (--min-size; in Python min_size)"
+    )
     with pytest.raises(FaceError, match=r"photo\.png: expected a face"):
         app.embed([draw(BLUE), dark])
 
