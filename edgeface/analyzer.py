@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from edgeface.vision.source import Frame
 if TYPE_CHECKING:
     from edgeface.gallery.index import LiveIndex
     from edgeface.gallery.store.base import GalleryStore
+
+_log = logging.getLogger(__name__)
 
 _BATCH_SIZE, _PREFETCH = 8, 2
 _GATE = QualityGate()
@@ -172,6 +175,7 @@ class FaceAnalyzer(Closing):
         self._embedder, self._detector, self._liveness = embedder, detector, liveness
         self._fixed_size = fixed_size or not isinstance(detector, NetworkDetector)
         self._index: tuple[GalleryStore, LiveIndex] | None = None
+        self._compared: set[str] = set()
         self._closed = False
 
     @property
@@ -402,7 +406,8 @@ class FaceAnalyzer(Closing):
         gallery
             Address of a gallery (`edgeface.gallery.address`): it is opened for this call, with the key in
             EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls. Or that index,
-            where several galleries are searched in turn.
+            where several galleries are searched in turn. A gallery, not an index, that was made with another detector
+            than this analyzer's is told in the log, once; see `edgeface.choose_detector`.
         fpir
             Target false positive identification rate: the share of searches for people who are not enrolled that
             may return a person. Default: 0.01.
@@ -525,11 +530,23 @@ class FaceAnalyzer(Closing):
         if isinstance(gallery, (str, Path)):
             key = find_key(None, beside=gallery)
             with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:
+                self._compare_detectors(store)
                 yield LiveIndex(store)
             return
         if self._index is None or self._index[0] is not gallery:
+            self._compare_detectors(gallery)
             self._index = gallery, LiveIndex(gallery)
         yield self._index[1]
+
+    def _compare_detectors(self, store: GalleryStore) -> None:
+        """Log, once for each gallery, that another detector found the faces of its templates."""
+        from edgeface.gallery.records import detector_note
+
+        if self._detector is None or store.info.gallery_id in self._compared:
+            return
+        self._compared.add(store.info.gallery_id)
+        if note := detector_note(store.detectors(), self._detector.name):
+            _log.warning("%s", note)
 
 
 def _name(photo: object, otherwise: str) -> str:
