@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeface.analyzer import FaceAnalyzer
     from edgeface.convert.recipe import RecipeParts
     from edgeface.evaluate.faces import FaceSource
+    from edgeface.model.contract import ModelContract
     from edgeface.vision.detector import Detector
     from edgeface.vision.liveness import LivenessChecker
 
@@ -224,8 +225,8 @@ class LabelledOptions:
     device: DeviceOption = "CPU"
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[FaceSource]:
-        """Yield the source of faces.
+    def open(self, contract: ModelContract | None = None) -> Iterator[FaceSource]:
+        """Yield the source of faces, for a model: of faces from the size on that `edgeface verify` looks from.
 
         Raises
         ------
@@ -245,11 +246,19 @@ class LabelledOptions:
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")
         else:
+            from edgeface.vision.detector import FoundBy
+
             name = self.detector or "auto"
+            least = None if contract is None else FoundBy.choose(name, contract.input_size).min_size
             with edgeface.load_detector(
-                name, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
+                name,
+                device=self.device,
+                model=self.detector_model,
+                landmarks_model=self.landmarks_model,
+                min_size=least,
             ) as loaded:
-                yield FaceSource(None, loaded, loaded.name)
+                size = f", faces of {least} pixels and more" if least else ""
+                yield FaceSource(None, loaded, f"{loaded.name}{size}")
 
 
 @dataclass(frozen=True, kw_only=True)
