@@ -60,7 +60,7 @@ DetectorModelOption = Annotated[
     typer.Option(
         "--detector-model",
         metavar="PATH",
-        help="Detector model, of MTCNN without --detector. Default: the downloaded model; MTCNN's is installed.",
+        help="Model of --detector, without which it is MTCNN's. Default: the downloaded model; MTCNN's is installed.",
     ),
 ]
 LandmarksModelOption = Annotated[
@@ -160,9 +160,18 @@ class AnalyzerOptions(DetectorOptions):
         return app
 
     def arguments(self, made_with: Iterable[str] = ()) -> dict[str, Any]:
-        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery."""
+        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery.
+
+        Raises InputError if a detector's options are given with aligned crops, in which none is searched.
+        """
         from edgeface.runtime.cache import usual_folder
 
+        chosen = self.detector != "auto" or self.detector_model or self.landmarks_model or self.min_size is not None
+        if self.crops and chosen:
+            raise InputError(
+                "expected --crops (aligned already) or a detector (--detector, --detector-model, --landmarks-model, "
+                "--min-size), found both; leave one out"
+            )
         detector = self.detector
         if detector == "auto":  # here, for all machines that load it
             given = self.detector_model or self.landmarks_model

@@ -38,6 +38,14 @@ def test_a_picture_without_a_face_exits_2_with_one_clear_line(work: Path, capsys
         ]
 
 
+@pytest.mark.parametrize("option", [("--detector", "mtcnn"), ("--min-size", "50"), ("--detector-model", "x.onnx")])
+def test_crops_and_a_detector_contradict_each_other(
+    work: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    assert verify(work, "--threshold", "0.5", "--crops", *option) == 2
+    assert "expected --crops (aligned already) or a detector" in capsys.readouterr().err
+
+
 def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(
     work: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
