@@ -21,7 +21,7 @@ if "openvino" not in sys.modules:
 
 from edgeface import errors
 from edgeface.errors import *  # noqa: F403 - every error, as `errors.__all__` lists them
-from edgeface.errors import ModelNotFoundError
+from edgeface.errors import InputError, ModelNotFoundError
 from edgeface.lazy import exports
 from edgeface.version import __version__
 
@@ -122,7 +122,7 @@ def load(
         OpenVINO device of the model and the detector, e.g. ``CPU``, ``GPU``, ``NPU`` or ``AUTO``.
     detector
         Name for `load_detector`; a loaded detector, which is closed with the result; or None: every photo is one
-        aligned crop.
+        aligned crop. ``auto`` knows no gallery: for one, give ``choose_detector(store.detectors())``, as commands do.
     detector_model, landmarks_model
         For a detector given by name; see `load_detector`.
     min_size
@@ -152,6 +152,8 @@ def load(
 
     Raises
     ------
+    InputError
+        If the hint or the detector's name is unknown.
     ModelNotFoundError
         If no model is given and there is no default; the text says how to make one.
     ModelFormatError, ContractError
@@ -169,6 +171,8 @@ def load(
     from edgeface.analyzer import FaceAnalyzer
     from edgeface.runtime.embedder import Embedder
 
+    if hint not in ("latency", "throughput"):
+        raise InputError(path="hint", expected="latency or throughput", found=repr(hint), remedy="give one of them")
     path = find_model(model)
     with contextlib.ExitStack() as opened, ThreadPoolExecutor(1) as beside:
         loading: Future[Detector] | None = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -35,6 +36,8 @@ from edgeface.vision.source import Frame
 if TYPE_CHECKING:
     from edgeface.gallery.index import LiveIndex
     from edgeface.gallery.store.base import GalleryStore
+
+_log = logging.getLogger(__name__)
 
 _BATCH_SIZE, _PREFETCH = 8, 2
 _GATE = QualityGate()
@@ -172,6 +175,7 @@ class FaceAnalyzer(Closing):
         self._embedder, self._detector, self._liveness = embedder, detector, liveness
         self._fixed_size = fixed_size or not isinstance(detector, NetworkDetector)
         self._index: tuple[GalleryStore, LiveIndex] | None = None
+        self._compared: set[str] = set()
         self._closed = False
 
     @property
@@ -214,7 +218,7 @@ class FaceAnalyzer(Closing):
         if self._detector is None:
             return FoundBy()
         if self._fixed_size:
-            return replace(FoundBy.asked(self._detector), min_size_from="min-size")  # also if that is 20
+            return FoundBy.loaded(self._detector, asked=True)
         return FoundBy.choose(self._detector.name, self.contract.input_size, gate)
 
     def pipeline(self, *, faces: Literal["all", "largest"] = "all", gate: QualityGate | None = None) -> Pipeline:
@@ -344,7 +348,7 @@ class FaceAnalyzer(Closing):
         with contextlib.closing(self.pipeline(faces="largest").run(frames)) as answers:
             for frame, faces in answers:
                 if not faces:
-                    raise _no_face(frame.source)
+                    raise self.found_by().no_face(frame.source)
                 vectors[frame.index] = _embedding(faces[0], frame.source).vector
         return Embeddings(vectors, self.contract.contract_id)
 
@@ -376,7 +380,7 @@ class FaceAnalyzer(Closing):
         image, pipeline = read_photo(photo, name=name), self.pipeline()
         faces = from_left(pipeline.find(image))
         if not faces:
-            raise _no_face(name)
+            raise self.found_by().no_face(name)
         if isinstance(number, bool) or (number is not None and not 1 <= number <= len(faces)):
             raise InputError(path=name, expected=f"a face number from 1 to {len(faces)}", found=str(number))
         index = largest_face(faces, (image.shape[0], image.shape[1])) if number is None else number - 1
@@ -402,7 +406,8 @@ class FaceAnalyzer(Closing):
         gallery
             Address of a gallery (`edgeface.gallery.address`): it is opened for this call, with the key in
             EDGEFACE_GALLERY_KEY. Or an open gallery: its search index is then reused by later calls. Or that index,
-            where several galleries are searched in turn.
+            where several galleries are searched in turn. A gallery, not an index, that was made with another detector
+            than this analyzer's is told in the log, once; see `edgeface.choose_detector`.
         fpir
             Target false positive identification rate: the share of searches for people who are not enrolled that
             may return a person. Default: 0.01.
@@ -525,20 +530,28 @@ class FaceAnalyzer(Closing):
         if isinstance(gallery, (str, Path)):
             key = find_key(None, beside=gallery)
             with open_gallery(gallery, key=key, contract_id=self.contract.contract_id) as store:
+                self._compare_detectors(store)
                 yield LiveIndex(store)
             return
         if self._index is None or self._index[0] is not gallery:
+            self._compare_detectors(gallery)
             self._index = gallery, LiveIndex(gallery)
         yield self._index[1]
+
+    def _compare_detectors(self, store: GalleryStore) -> None:
+        """Log, once for each gallery, that another detector found the faces of its templates."""
+        from edgeface.gallery.records import detector_note
+
+        if self._detector is None or store.info.gallery_id in self._compared:
+            return
+        self._compared.add(store.info.gallery_id)
+        if note := detector_note(store.detectors(), self._detector.name):
+            _log.warning("%s", note)
 
 
 def _name(photo: object, otherwise: str) -> str:
     """Name a photo in an error's text."""
     return os.fspath(photo) if isinstance(photo, (str, Path)) else otherwise
-
-
-def _no_face(name: str) -> FaceError:
-    return FaceError(path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face")
 
 
 def _embedding(face: Face, name: str) -> Embedding:

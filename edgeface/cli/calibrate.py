@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -69,6 +70,7 @@ def calibrate(
     from edgeface.recognize.known import own_path
     from edgeface.recognize.metrics import Metric
     from edgeface.recognize.threshold import require_rates, require_supported, save_thresholds
+    from edgeface.vision.detector import FoundBy
 
     require_rates(far)
     images = people or images
@@ -81,9 +83,10 @@ def calibrate(
         )
     target = edgeface.find_model(model)
     require_writable((output or own_path("0")).parent)
-    read_contract(target)
+    _, contract = read_contract(target)
     listed = read_pairs(pairs) if pairs else pairs_from_folders(images)
-    with options.open() as faces, progress_bars() as progress:
+    with options.open(contract) as faces, progress_bars() as progress:
+        found_by = FoundBy() if faces.detector is None else FoundBy.choose(faces.detector.name, contract.input_size)
         found = calibrate_model(
             images,
             listed,
@@ -119,6 +122,7 @@ def calibrate(
             {
                 "output": str(stored),
                 "contract_id": found.thresholds[0].contract_id,
+                **asdict(found_by),
                 "thresholds": [each.to_dict() for each in kept],
                 "failures": list(found.failures),
                 "unread": list_failures(found.unread),
@@ -127,6 +131,8 @@ def calibrate(
     stdout.print(_threshold_table(kept))
     used = "" if output else "; it is used for this model from now on, until the file is deleted"
     print_line(f"{stored} written{used}")
+    if found_by.detector:
+        print_line(f"faces of {found_by.min_size} pixels and more, found by {found_by.detector}")
 
 
 def _threshold_table(thresholds: tuple[Threshold, ...]) -> Table:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from edgeface.cli import output as out
-from edgeface.cli.options import AnalyzerOptions, ThresholdOption, parse_threshold, with_options
+from edgeface.cli.options import AnalyzerOptions, ThresholdOption, min_size_option, parse_threshold, with_options
 from edgeface.cli.words import reduced_words
 from edgeface.files import require_writable
 
@@ -20,9 +21,10 @@ _Method = Literal["chinese-whispers", "dbscan"]
 class _ClusterOptions(AnalyzerOptions):
     """Options of this command, where a face that is not recognised makes a person of its own."""
 
-    min_size: Annotated[
-        int, typer.Option("--min-size", min=1, help="Shorter side of the smallest face's box, pixels.")
-    ] = 40
+    min_size: Annotated[int | None, min_size_option("40")] = None
+
+    def arguments(self, made_with: Iterable[str] = ()) -> dict[str, Any]:
+        return super().arguments(made_with) | {"min_size": self.min_size or 40}
 
 
 def register(app: typer.Typer) -> None:
@@ -80,6 +82,8 @@ def cluster(
             progress=progress,
         )
         found_by = app.found_by(passed)
+    if found_by.detector and options.min_size is None:
+        found_by = replace(found_by, min_size_from="default")
     answer, failures = result.to_dict(), result.embedded.failures
     if result.warning:
         out.print_note(result.warning)

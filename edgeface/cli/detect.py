@@ -73,11 +73,12 @@ def detect(
                 out.print_line(line)
     if not answers:
         raise ImageError(f"no photo could be read: {list_some(failures)}")
+    found_by = FoundBy.loaded(model, asked=options.min_size is not None)
     if not json:
-        out.print_detector(FoundBy.asked(model))
+        out.print_detector(found_by)
     else:
         about = {"failures": out.list_failures(failures), "left_out": out.list_failures(listed.left_out)}
-        out.emit_json({**asdict(FoundBy.asked(model)), "images": answers, **about})
+        out.emit_json({**asdict(found_by), "images": answers, **about})
     out.finish(failures, strict=strict, left_out=listed.left_out)
 
 
@@ -118,6 +119,7 @@ def align(
     failures = report.failures | listed.failures
     if not report.written:
         raise FaceError(f"no face could be cropped from any photo: {list_some(failures)}")
+    found_by = FoundBy.loaded(model, asked=options.min_size is not None)
     if json:
         out.emit_json(
             {
@@ -125,7 +127,7 @@ def align(
                 "recipe": recipe,
                 "margin": alignment.margin,
                 "size": list(crop_size),
-                **asdict(FoundBy.asked(model)),
+                **asdict(found_by),
                 "written": len(report.written),
                 "failures": out.list_failures(failures),
                 "left_out": out.list_failures(listed.left_out),
@@ -133,6 +135,7 @@ def align(
         )
     else:
         out.print_line(f"{len(report.written)} crops written to {output_dir}")
+        out.print_detector(found_by)
     out.finish(failures, strict=strict, left_out=listed.left_out)
 
 

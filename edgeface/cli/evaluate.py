@@ -107,8 +107,8 @@ def lfw(
     target = edgeface.find_model(model)
     reduced = parse_resolutions(low_resolution)
     with ir_or_pixels(target) as ir:
-        read_contract(ir)
-    with options.open() as faces, progress_bars() as progress:
+        _, contract = read_contract(ir)
+    with options.open(contract) as faces, progress_bars() as progress:
         result = evaluate_model(
             images,
             listed,
@@ -152,8 +152,8 @@ def identification(
 
     require_writable(output_dir)
     target = edgeface.find_model(model)
-    read_contract(target)
-    with options.open() as faces, progress_bars() as progress:
+    _, contract = read_contract(target)
+    with options.open(contract) as faces, progress_bars() as progress:
         result = evaluate_identification(
             images,
             target,

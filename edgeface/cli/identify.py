@@ -56,6 +56,7 @@ def identify(
     json: out.JsonOption = False,
 ) -> None:
     """Identify the faces of photos among the people of a gallery. Exit code: 1 if no face was recognised."""
+    from edgeface.gallery.index import LiveIndex
     from edgeface.gallery.records import detector_note
     from edgeface.recognize.index import PersonRule
     from edgeface.recognize.threshold import require_rate
@@ -79,7 +80,8 @@ def identify(
         if differs:
             out.print_note(differs)
         with open_gallery(gallery, key, contract_id=contract.contract_id) as store:
-            limit = app.search_threshold(store, fpir=fpir, threshold=given)
+            index = LiveIndex(store)
+            limit = app.search_threshold(index, fpir=fpir, threshold=given)
             decided = _describe_threshold(limit)
             if not json:
                 out.print_note(search_words(decided))
@@ -87,7 +89,7 @@ def identify(
                 out.print_note(decided["note"])
             for path in photos.files:
                 try:
-                    answers = app.identify(path, store, threshold=limit, rule=scored, margin=margin, gate=gate)
+                    answers = app.identify(path, index, threshold=limit, rule=scored, margin=margin, gate=gate)
                 except ImageError as error:
                     failures[path] = str(error).removeprefix(f"{path}: ")
                     continue

@@ -47,7 +47,7 @@ def liveness(
             {
                 "live": live,
                 "threshold": checker.threshold,
-                **asdict(FoundBy.asked(detector)),
+                **asdict(FoundBy.loaded(detector, asked=options.min_size is not None)),
                 "models": [{"name": each.name, "contract_id": each.contract_id} for each in checker.contracts],
                 "images": [_describe(*each) for each in found],
                 "failures": out.list_failures(failures),

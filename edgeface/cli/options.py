@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from edgeface.analyzer import FaceAnalyzer
     from edgeface.convert.recipe import RecipeParts
     from edgeface.evaluate.faces import FaceSource
+    from edgeface.model.contract import ModelContract
     from edgeface.vision.detector import Detector
     from edgeface.vision.liveness import LivenessChecker
 
@@ -59,7 +60,7 @@ DetectorModelOption = Annotated[
     typer.Option(
         "--detector-model",
         metavar="PATH",
-        help="Detector model, of MTCNN without --detector. Default: the downloaded model; MTCNN's is installed.",
+        help="Model of --detector, without which it is MTCNN's. Default: the downloaded model; MTCNN's is installed.",
     ),
 ]
 LandmarksModelOption = Annotated[
@@ -70,15 +71,16 @@ LandmarksModelOption = Annotated[
         help="Landmark model (landmarks-regression-retail-0009) for retail-0004. Default: the downloaded model.",
     ),
 ]
-MinSizeOption = Annotated[
-    int | None,
-    typer.Option(
-        "--min-size",
-        min=1,
-        help="Shorter side of the smallest face's box, pixels. Default: the smallest that the quality gate of the "
-        "command lets pass, 32; without a gate a fifth of the model's input, e.g. 32 of 160, but at least 20.",
-    ),
-]
+
+
+def min_size_option(default: str) -> Any:
+    """Make the option --min-size of a command, whose default the help says."""
+    return typer.Option(
+        "--min-size", min=1, help=f"Shorter side of the smallest face's box, pixels. Default: {default}."
+    )
+
+
+_BY_MODEL = "a fifth of the model's input, e.g. 32 of 160, but at least 20"
 NoGateOption = Annotated[bool, typer.Option("--no-gate", help="Use faces of any quality, blurred or dark ones too.")]
 FlipOption = Annotated[
     FlipName, typer.Option(help="How to combine the embedding of each face with that of its mirror image.")
@@ -123,7 +125,7 @@ class DetectorOptions:
     detector: DetectorOption = "auto"
     detector_model: DetectorModelOption = None
     landmarks_model: LandmarksModelOption = None
-    min_size: MinSizeOption = None
+    min_size: Annotated[int | None, min_size_option("20")] = None
     device: DeviceOption = "CPU"
 
     def load_detector(self, **options: Any) -> Detector:
@@ -145,6 +147,7 @@ class DetectorOptions:
 class AnalyzerOptions(DetectorOptions):
     """Options of a command that finds and embeds faces."""
 
+    min_size: Annotated[int | None, min_size_option(_BY_MODEL)] = None
     model: ModelOption = None
     crops: CropsOption = False
     allow_seeded: AllowSeededOption = False
@@ -157,9 +160,18 @@ class AnalyzerOptions(DetectorOptions):
         return app
 
     def arguments(self, made_with: Iterable[str] = ()) -> dict[str, Any]:
-        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery."""
+        """Return what `edgeface.load` is called with; `made_with` are the detectors of the gallery.
+
+        Raises InputError if a detector's options are given with aligned crops, in which none is searched.
+        """
         from edgeface.runtime.cache import usual_folder
 
+        chosen = self.detector != "auto" or self.detector_model or self.landmarks_model or self.min_size is not None
+        if self.crops and chosen:
+            raise InputError(
+                "expected --crops (aligned already) or a detector (--detector, --detector-model, --landmarks-model, "
+                "--min-size), found both; leave one out"
+            )
         detector = self.detector
         if detector == "auto":  # here, for all machines that load it
             given = self.detector_model or self.landmarks_model
@@ -181,6 +193,9 @@ class GalleryAnalyzerOptions(AnalyzerOptions):
     """Options of a command whose faces meet those of a gallery."""
 
     detector: GalleryDetectorOption = "auto"
+    min_size: Annotated[
+        int | None, min_size_option(f"the smallest that the quality gate lets pass, 32; with --no-gate {_BY_MODEL}")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,8 +234,8 @@ class LabelledOptions:
     device: DeviceOption = "CPU"
 
     @contextlib.contextmanager
-    def open(self) -> Iterator[FaceSource]:
-        """Yield the source of faces.
+    def open(self, contract: ModelContract | None = None) -> Iterator[FaceSource]:
+        """Yield the source of faces, for a model: of faces from the size on that `edgeface verify` looks from.
 
         Raises
         ------
@@ -240,11 +255,19 @@ class LabelledOptions:
         elif self.crops:
             yield FaceSource(None, None, "images used as aligned crops")
         else:
+            from edgeface.vision.detector import FoundBy
+
             name = self.detector or "auto"
+            least = None if contract is None else FoundBy.choose(name, contract.input_size).min_size
             with edgeface.load_detector(
-                name, device=self.device, model=self.detector_model, landmarks_model=self.landmarks_model
+                name,
+                device=self.device,
+                model=self.detector_model,
+                landmarks_model=self.landmarks_model,
+                min_size=least,
             ) as loaded:
-                yield FaceSource(None, loaded, loaded.name)
+                size = f", faces of {least} pixels and more" if least else ""
+                yield FaceSource(None, loaded, f"{loaded.name}{size}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,7 +26,8 @@ def describe_box(box: Iterable[float]) -> str:
 def model_words(name: str, contract_id: str, weights: str, precision: str | None) -> str:
     """Name the model that answered, with its precisions unless it is an FP32 model that computes in FP32."""
     usual = weights == "FP32" and precision == "f32"
-    precisions = "" if usual else f", {weights} weights, computed in {precision or 'an unknown precision'}"
+    computed = f"computed in {precision}" if precision else "computed as its server or device does"
+    precisions = "" if usual else f", {weights} weights, {computed}"
     return f"model: {name} ({contract_id}){precisions}"
 
 
@@ -61,7 +62,7 @@ FOUND_BY = ("detector", "min_size", "min_size_from")
 """Fields of answers that say which detector found the faces, from which size in pixels on, and why: those of
 `edgeface.vision.detector.FoundBy`."""
 _MIN_SIZE_FROM = {
-    "gate": " (the quality gate's smallest; --min-size for smaller ones)",
+    "gate": " (the quality gate's smallest; --no-gate and --min-size for smaller ones)",
     "model": " (a fifth of the model's input; --min-size for smaller ones)",
     "default": " (--min-size for smaller ones)",
 }

@@ -334,10 +334,12 @@ class ProblemAnswer(Answer):
                     "title": "no face",
                     "status": 422,
                     "code": "no-face",
-                    "detail": "photo: expected a face, found none; use a photo with a larger or clearer face",
+                    "detail": "photo: expected a face, found none; use a photo with a larger or clearer face; "
+                    "faces are looked for from 32 pixels on (--min-size; in Python min_size)",
                     "expected": "a face",
                     "found": "none",
-                    "remedy": "use a photo with a larger or clearer face",
+                    "remedy": "use a photo with a larger or clearer face; "
+                    "faces are looked for from 32 pixels on (--min-size; in Python min_size)",
                 }
             ]
         }

@@ -26,6 +26,7 @@ from edgeface.recognize.threshold import Threshold, verify
 from edgeface.serve.problems import Problem
 from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.similarity import SimilarityScale, scale_of
+from edgeface.vision.detector import FoundBy
 from edgeface.vision.quality import QualityGate
 
 
@@ -102,7 +103,7 @@ def find_faces(
     faces = sorted(found, key=lambda face: float(np.prod(face.box[2:] - face.box[:2])), reverse=True)
     faces = faces[: query.limit or None]
     if not faces:
-        raise FaceError(path=name, expected="a face", found="none", remedy="use a photo with a larger or clearer face")
+        raise (analyzer.found_by(gate) if query.detect else FoundBy()).no_face(name)
     service.refuse_crowd(len(faces), name)
     detected = time.perf_counter()
     if embed:

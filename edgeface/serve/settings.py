@@ -123,7 +123,8 @@ class Gallery(Section):
     @model_validator(mode="after")
     def _snapshot_fits(self) -> Gallery:
         if self.snapshot is not None and (self.place is None or not is_on_server(self.place)):
-            raise ValueError("snapshot: expected a place on a server, postgresql://..., found none; a file needs none")
+            found = self.place or "none"
+            raise ValueError(f"snapshot: expected a place on a server, postgresql://..., found {found}; leave it out")
         if self.snapshot is not None and self.unencrypted:
             raise ValueError("snapshot: it lies on this machine's disk; give the gallery a key: edgeface gallery rekey")
         if self.snapshot is not None and self.snapshot.group is not None:

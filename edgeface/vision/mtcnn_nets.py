@@ -67,6 +67,13 @@ def find_nets(folder: Path | None = None) -> tuple[Mapping[NetName, Callable[[],
     They are a folder's pnet.xml, rnet.xml and onet.xml, else built from weights as `load_weights` reads them, which
     raises the same errors.
     """
+    if folder is not None and folder.is_file():
+        raise ModelFormatError(
+            path=folder,
+            expected="a folder of MTCNN's weights",
+            found="a file",
+            remedy="name the detector that it is of: --detector yunet (in Python detector='yunet') or retail-0004",
+        )
     if folder is not None and (folder / "pnet.xml").is_file():
         files = [folder / f"{name}.xml" for name in _NAMES]
         return {name: partial(read_network, file) for name, file in zip(_NAMES, files, strict=True)}, files

@@ -93,7 +93,8 @@ class Quality:
         more), the cosines of yaw and pitch, the share inside and, for each landmark covered, a factor of 0.8.
         An order, not a probability.
         """
-        frontal = np.cos(np.radians(np.nan_to_num([self.yaw, self.pitch]))).clip(0.0).prod()
+        angles = [math.radians(angle) for angle in (self.yaw, self.pitch) if not math.isnan(angle)]
+        frontal = math.prod(max(0.0, math.cos(angle)) for angle in angles)
         size = min(1.0, self.box_side / _SIDE)
         return float(size * min(1.0, self.sharpness / 0.04) * frontal * self.inside * 0.8 ** len(self.covered))
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
+from tiny_ir import write_tiny_ir
 
 from edgeface.cli import main
 from edgeface.vision.image import read_image
@@ -101,6 +103,7 @@ def test_align_keeps_the_folders_and_lists_failures(folder, options, capsys, tmp
     found = answer(capsys)
     assert found["written"] == 2
     assert tuple(found["size"]) == size
+    assert (found["detector"], found["min_size"], found["min_size_from"]) == ("mtcnn", 20, "default")
     assert {Path(failure["path"]).name for failure in found["failures"]} == {"broken.jpg", "empty.png"}
     written = sorted(path.relative_to(crops).as_posix() for path in crops.rglob("*.*"))
     assert written == ["both/longoria-cooper.png", "john/lennon-1.png"]
@@ -113,6 +116,7 @@ def test_align_refuses_what_makes_no_sense(folder, options, capsys, tmp_path):
     assert main(["align", str(folder), *output, "--size", "big"]) == 2
     assert main(["align", str(folder), *output, "--recipe", "five-point-112", "--margin", "3"]) == 2
     assert main(["align", str(folder), *output, "--strict"]) == 1
+    assert "faces of 20 pixels and more (--min-size for smaller ones), found by mtcnn" in capsys.readouterr().out
 
 
 def test_two_photos_of_one_name_do_not_overwrite_each_other(data, options, capsys, tmp_path):
@@ -201,10 +205,63 @@ def test_only_commands_with_a_gallery_speak_of_its_detector(command, capsys, mon
     assert ("the gallery's, else YuNet" in told) == (command in ("identify", "gallery enrol"))
 
 
-def test_help_says_from_which_size_on_each_command_looks_for_faces(capsys, monkeypatch):
+_BY_MODEL = "Default: a fifth of the model's input, e.g. 32 of 160, but at least 20."
+
+
+@pytest.mark.parametrize(
+    ("commands", "default"),
+    [
+        (["detect", "align", "liveness"], "Default: 20."),
+        (["embed", "verify"], _BY_MODEL),
+        (
+            ["identify", "gallery enrol"],
+            "Default: the smallest that the quality gate lets pass, 32; with --no-gate a fifth of the model's input, "
+            "e.g. 32 of 160, but at least 20.",
+        ),
+        (["cluster"], "Default: 40."),
+    ],
+)
+def test_help_says_from_which_size_on_each_command_looks_for_faces(commands, default, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "300")
-    for command, default in (("embed", "Default: the smallest that the quality gate"), ("cluster", "[default: 40]")):
-        assert main([command, "--help"]) == 0
+    for command in commands:
+        assert main([*command.split(), "--help"]) == 0
         (told,) = (line for line in capsys.readouterr().out.splitlines() if "--min-size" in line)
-        assert default in told
-        assert ("Default: the smallest" in told) == (command == "embed")
+        assert told.rstrip(" │").endswith(f"Shorter side of the smallest face's box, pixels. {default}")
+
+
+@pytest.mark.parametrize(
+    ("asked", "told"),
+    [
+        (
+            [],
+            {"detect": (20, "default"), "embed": (20, "default"), "cluster": (40, "default"), "identify": (32, "gate")},
+        ),
+        (["--min-size", "20"], dict.fromkeys(("detect", "embed", "cluster", "identify"), (20, "min-size"))),
+        (["--min-size", "40"], {"cluster": (40, "min-size")}),
+    ],
+)
+def test_answers_say_who_chose_the_smallest_face(data, tmp_path, capsys, asked, told):
+    model = write_tiny_ir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    photo = shutil.copy(data / "photos" / "longoria-cooper.jpg", tmp_path / "photos")
+    gallery = str(tmp_path / "people.gallery")
+    assert main(["gallery", "create", gallery, "--model", str(model), "--unencrypted"]) == 0
+    given = ["--model", str(model), "--detector", "mtcnn", "--detector-model", str(data / "mtcnn"), *asked]
+    commands = {
+        "detect": ["detect", photo, *given[2:]],
+        "embed": ["embed", photo, "-o", tmp_path / "photos.npz", *given],
+        "cluster": ["cluster", tmp_path / "photos", "-o", tmp_path / "out", "--threshold", "0.9", "--no-gate", *given],
+        "identify": ["identify", photo, "--gallery", gallery, "--threshold", "0.9", *given],
+    }
+    for name, size in told.items():
+        capsys.readouterr()
+        assert main([*map(str, commands[name]), "--json"]) == (name == "identify")
+        found = answer(capsys)
+        assert (found["min_size"], found["min_size_from"]) == size, name
+    assert main(list(map(str, commands["cluster"]))) == 0
+    hint = "" if asked else " (--min-size for smaller ones)"
+    assert f"faces of {told['cluster'][0]} pixels and more{hint}, found by mtcnn" in capsys.readouterr().out
+    if "identify" in told:
+        main(list(map(str, commands["identify"])))
+        hint = "" if asked else " (the quality gate's smallest; --no-gate and --min-size for smaller ones)"
+        assert f"faces of {told['identify'][0]} pixels and more{hint}, found by mtcnn" in capsys.readouterr().out

@@ -101,6 +101,7 @@ def test_an_answer_names_the_precision_that_computed_unless_it_is_fp32_throughou
         ("FP32", "f32", ""),
         ("FP32", "bf16", ", FP32 weights, computed in bf16"),
         ("FP16", "f32", ", FP16 weights, computed in f32"),
+        ("FP32", None, ", FP32 weights, computed as its server or device does"),
     ):
         print_model(replace(contract, precision=weights), precision, FoundBy())
         assert capsys.readouterr().out.partition(")")[2] == f"{words}\n"

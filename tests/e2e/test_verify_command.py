@@ -30,11 +30,20 @@ def verify(work: Path, *more: str, a: str = "a.png") -> int:
 
 
 def test_a_picture_without_a_face_exits_2_with_one_clear_line(work: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert verify(work, "--threshold", "0.5") == 2
-    error = capsys.readouterr().err
-    assert error.splitlines() == [
-        f"edgeface: {work / 'a.png'}: expected a face, found none; use a photo with a larger or clearer face"
-    ]
+    for more, size in ([], 20), (["--min-size", "1000"], 1000):
+        assert verify(work, "--threshold", "0.5", *more) == 2
+        assert capsys.readouterr().err.splitlines() == [
+            f"edgeface: {work / 'a.png'}: expected a face, found none; use a photo with a larger or clearer face; "
+            f"faces are looked for from {size} pixels on (--min-size; in Python min_size)"
+        ]
+
+
+@pytest.mark.parametrize("option", [("--detector", "mtcnn"), ("--min-size", "50"), ("--detector-model", "x.onnx")])
+def test_crops_and_a_detector_contradict_each_other(
+    work: Path, capsys: pytest.CaptureFixture[str], option: tuple[str, str]
+) -> None:
+    assert verify(work, "--threshold", "0.5", "--crops", *option) == 2
+    assert "expected --crops (aligned already) or a detector" in capsys.readouterr().err
 
 
 def test_a_model_without_a_threshold_exits_3_and_says_how_to_calibrate(

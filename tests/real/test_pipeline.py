@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from itertools import islice, pairwise
 from pathlib import Path
@@ -14,6 +15,8 @@ import pytest
 
 import edgeface
 from edgeface.cli import main
+from edgeface.cli.options import EvaluationOptions
+from edgeface.model.ir_file import read_contract
 from edgeface.pipeline.pipeline import Face, Pipeline
 from edgeface.pipeline.table import EmbeddingTable
 from edgeface.pipeline.tracking import EmbeddingPolicy, Tracker, assign
@@ -61,6 +64,26 @@ def test_two_pictures_of_lennon_are_the_same_by_the_shipped_threshold(
     why = "(a fifth of the model's input; --min-size for smaller ones)"
     told = capsys.readouterr().out.splitlines()[-1]
     assert told == f"faces of 32 pixels and more {why}, found by {answer['detector']}"
+
+
+def test_thresholds_are_calibrated_on_faces_from_the_size_on_that_decides(
+    real_ir: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, photo in (("Lennon", "lennon-1"), ("Lennon", "lennon-2"), ("Longoria", "longoria-cooper")):
+        (tmp_path / "people" / name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(data / "photos" / f"{photo}.jpg", tmp_path / "people" / name)
+    words = ["calibrate", tmp_path / "people", "--model", real_ir, "--far", "0.5", "-o", tmp_path / "t.json"]
+    words += ["--detector", "mtcnn"]
+    assert main([*map(str, words), "--json"]) == 0
+    answer = json.loads(capsys.readouterr().out)
+    assert (answer["detector"], answer["min_size"], answer["min_size_from"]) == ("mtcnn", 32, "model")
+    assert "mtcnn, faces of 32 pixels and more" in (tmp_path / "t.json").read_text()
+    assert main([*map(str, words)]) == 0
+    assert capsys.readouterr().out.endswith("faces of 32 pixels and more, found by mtcnn\n")
+    evaluation = EvaluationOptions(detector="mtcnn").open(read_contract(real_ir)[1])
+    with evaluation as faces:  # as `edgeface evaluate` opens it
+        assert faces.detector is not None
+        assert faces.detector.settings["min_size"] == 32
 
 
 @pytest.mark.parametrize("face", [1, 2])

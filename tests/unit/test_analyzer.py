@@ -33,6 +33,7 @@ from edgeface.errors import (
 from edgeface.files import MODEL_MARKER
 from edgeface.gallery.enrolment import EnrolRules
 from edgeface.gallery.enrolment_images import enrol_folder
+from edgeface.gallery.index import LiveIndex
 from edgeface.gallery.records import NewTemplate
 from edgeface.gallery.retention import CONSENT, Consent
 from edgeface.gallery.store.sqlite import SqliteStore
@@ -195,7 +196,10 @@ def test_a_photo_without_a_usable_face_is_an_error_that_names_it(app: FaceAnalyz
     dark = write(tmp_path, draw(None))
     with pytest.raises(FaceError, match=r"photo\.png: expected a face, found none; use a photo") as raised:
         app.verify(draw(BLUE), dark, threshold=0.5)
-    assert raised.value.remedy == "use a photo with a larger or clearer face"
+    assert raised.value.remedy == (
+        "use a photo with a larger or clearer face; "
+        f"faces are looked for from {SIDE} pixels on (--min-size; in Python min_size)"
+    )
     with pytest.raises(FaceError, match=r"photo\.png: expected a face"):
         app.embed([draw(BLUE), dark])
 
@@ -275,6 +279,28 @@ def test_an_open_gallery_is_followed(app: FaceAnalyzer, gallery: Path) -> None:
         assert app.identify(draw(RED), store, threshold=0.9, gate=None)[0].person == "Red"
         limit = app.search_threshold(store, threshold=0.9)
         assert repr(limit) == "SearchThreshold(cosine > 0.9000, by hand, 3 templates)"
+
+
+def test_identify_logs_once_that_another_detector_made_the_gallery(
+    app: FaceAnalyzer, gallery: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with SqliteStore(gallery) as store:
+        app.identify(draw(BLUE), store, threshold=0.9)
+        assert not caplog.messages  # of these templates no detector is known
+        store.note_detectors(["mtcnn"])
+    with edgeface.load(gallery.with_name("tiny.xml"), detector="mtcnn", hint="latency") as same:
+        same.identify(draw(BLUE), gallery, threshold=0.9)
+        assert not caplog.messages
+    other = edgeface.load(gallery.with_name("tiny.xml"), detector=SquareDetector())  # type: ignore[arg-type]
+    with other, SqliteStore(gallery) as store:
+        other.identify(draw(BLUE), LiveIndex(store), threshold=0.9)
+        assert not caplog.messages  # who makes the index looks after that
+        for asked in (store, gallery, store):
+            other.identify(draw(BLUE), asked, threshold=0.9)
+    assert [
+        message for message in caplog.messages if "made with mtcnn, and squares finds" in message
+    ] == caplog.messages
+    assert len(caplog.messages) == 1
 
 
 def test_nobody_is_named_whose_consent_has_expired(app: FaceAnalyzer, gallery: Path) -> None:
@@ -393,6 +419,12 @@ def test_closing_closes_both_and_a_failed_load_leaves_nothing_open(ir: Path) -> 
     assert detector.closed == 1
     with pytest.raises(InputError, match="detector: expected one of mtcnn"):
         edgeface.load(ir, detector="haar")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("hint", ["fast", "LATENCY", None])
+def test_a_hint_that_is_unknown_is_refused(ir: Path, hint: Any) -> None:
+    with pytest.raises(InputError, match=f"hint: expected latency or throughput, found {hint!r}"):
+        edgeface.load(ir, detector=None, hint=hint)
 
 
 @pytest.mark.parametrize(("hint", "streams"), [("latency", 1), ("throughput", None)])

@@ -151,7 +151,7 @@ class GalleryStore(Closing, ABC):
         """Return the names of the detectors that found the faces of the templates, sorted.
 
         Of templates that an edgeface before schema version 4 added, and of crops, none is known. Templates that are
-        erased leave their detector's name. The names are not authenticated.
+        erased leave their detector's name until the last one is. The names are not authenticated.
         """
         with self.database.reading():
             return self.database.detectors()
@@ -492,4 +492,5 @@ def delete_templates(connection: Any, ids: Sequence[int], generation: int) -> in
         images += connection.execute("DELETE FROM images WHERE template_id = ?", (template_id,)).rowcount
         connection.execute("DELETE FROM templates WHERE id = ?", (template_id,))
         connection.execute("INSERT INTO removals VALUES (?, ?)", (template_id, generation))
+    connection.execute("UPDATE gallery SET detectors = '' WHERE NOT EXISTS (SELECT 1 FROM templates)")
     return images

@@ -264,6 +264,11 @@ class StoreConformance:
         with place.open(contract_id=CONTRACT) as again:
             assert (again.detectors(), again.generation()) == (("mtcnn", "yunet"), generation)
             assert again.check().problems == ()
+        bob = store.add_person("Bob", templates=[template(four, detector="yunet")])
+        store.forget(ada.id)
+        assert store.detectors() == ("mtcnn", "yunet")  # which of them made Bob's is not known
+        store.forget(bob.id)
+        assert (store.detectors(), store.check().problems) == ((), ())
 
     @pytest.mark.parametrize("name", ["a b", "yunet\n", "\u00e9", "x" * 41])
     def test_what_is_no_name_of_a_detector_is_refused(self, name: str) -> None:

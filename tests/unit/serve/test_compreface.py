@@ -18,7 +18,7 @@ from typing import Any
 import cv2
 import numpy as np
 import pytest
-from tiny_ir import BLUE, GREEN, RED, TEAL, tiny_crop
+from tiny_ir import BLUE, GREEN, RED, SIDE, TEAL, tiny_crop
 from unit.serve.conftest import OPEN, MakeService, TestClient, client_of, enrol, jpeg, serving
 
 from edgeface.serve.keys import Role
@@ -96,7 +96,8 @@ def test_the_sdk_of_compreface_works_unchanged(
         assert recognition.recognize(jpeg(None)) == {
             "message": "No face is found in the given image",
             "code": 28,
-            "detail": "file: expected a face, found none; use a photo with a larger or clearer face",
+            "detail": "file: expected a face, found none; use a photo with a larger or clearer face; "
+            f"faces are looked for from {SIDE} pixels on (--min-size; in Python min_size)",
         }
 
 

@@ -163,8 +163,9 @@ def test_a_note_names_every_other_detector_that_made_templates() -> None:
     note = detector_note(["mtcnn"], "yunet")
     assert note is not None
     assert note.startswith("the gallery's templates were made with mtcnn, and yunet finds the faces now")
-    assert note.endswith("use the detector mtcnn, or enrol again")
+    again = "erase people with 'edgeface gallery forget' and enrol their photos again"
+    assert note.endswith(f"; use the detector mtcnn, or {again}")
     note = detector_note(["mtcnn", "retail-0004", "yunet"], "yunet")
     assert note is not None
     assert note.startswith("some of the gallery's templates were made with mtcnn and retail-0004, and yunet finds")
-    assert note.endswith("enrol these again")
+    assert note.endswith(f"; {again}; whose templates these are is not stored")

@@ -630,8 +630,8 @@ def test_a_changed_snapshot_takes_a_restart_and_one_that_leaves_is_followed_no_m
 
 def test_settings_that_do_not_fit_are_refused() -> None:
     for given, told in (
-        ({"place": "people.gallery", "snapshot": {}}, "expected a place on a server"),
-        ({"snapshot": {}}, "expected a place on a server"),
+        ({"place": "people.gallery", "snapshot": {}}, "expected a place on a server, .*, found people.gallery; leave"),
+        ({"snapshot": {}}, "expected a place on a server, .*, found none; leave"),
         ({"place": "postgresql://h/d", "unencrypted": True, "snapshot": {}}, "give the gallery a key"),
         ({"place": "postgresql://h/d", "snapshot": {"max_age_hours": 0}}, "greater than 0"),
         ({"place": "postgresql://h/d", "snapshot": {"max_age": 2}}, "Extra inputs"),

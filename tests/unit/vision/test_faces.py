@@ -62,6 +62,7 @@ def test_arrays_of_another_shape_or_type_are_refused():
         ({"name": "yunet"}, InputError, "model is missing; pass its path"),
         ({"name": "yunet", "model": Path("absent.onnx")}, MissingError, "absent.onnx"),
         ({"name": "mtcnn", "model": Path("absent")}, MissingError, r"det1\.npz"),
+        ({"name": "mtcnn", "model": Path(__file__)}, ModelFormatError, "found a file; name .*--detector yunet"),
         ({"name": "mtcnn", "landmarks_model": Path("x")}, InputError, "belongs to retail-0004"),
         ({"name": "mtcnn", "min_size": 0}, InputError, "min_size"),
         ({"name": "mtcnn", "threshold": 1.5}, InputError, "threshold"),
