@@ -36,6 +36,7 @@ class Script:
 
     def __init__(self) -> None:
         self.told: list[dict[str, Any]] = []
+        self.sent = 0
         self.state, self.shown = "connected", ""
 
     @property
@@ -56,6 +57,7 @@ class Script:
         return jpeg(TEAL)
 
     def events(self, *, after: int, **_: Any) -> list[tuple[int, dict[str, Any]]]:
+        self.sent = self.last
         return [*enumerate(self.told[after:], after + 1)]
 
     def say(self, kind: str, name: str | None = None, *, age: float = 0.0) -> None:
@@ -94,6 +96,13 @@ class Panel:
             assert time.monotonic() < until, self.state
             time.sleep(0.02)
         return str(self.page.evaluate("document.getElementById('shown').innerText"))
+
+    def wait_until_sent(self) -> None:
+        """Wait until all that was said has gone to the page: what the cameras do comes after it."""
+        until = time.monotonic() + 10
+        while self.script.sent != self.script.last:
+            assert time.monotonic() < until, self.script.sent
+            time.sleep(0.02)
 
 
 @pytest.fixture(scope="module")
@@ -136,6 +145,7 @@ def test_decisions_are_text_and_icon_and_what_is_late_is_not_shown(panel: Panel)
     panel.script.state = "lost"
     assert "Closed" in panel.wait_for("closed")
     panel.script.say("known", "Ada")
+    panel.wait_until_sent()
     panel.script.state = "connected"
     assert "Look here" in panel.wait_for("wait")
     panel.script.say("spoof")
