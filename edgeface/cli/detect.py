@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
@@ -13,16 +13,8 @@ from edgeface.cli.options import DetectorOptions, with_options
 from edgeface.cli.words import found_lines
 from edgeface.errors import FaceError, ImageError, InputError
 from edgeface.files import require_writable
-from edgeface.model.contract import Alignment
+from edgeface.model.contract import Alignment, CropRecipe
 
-_Recipe = Literal[
-    "mtcnn-box-margin",
-    "mtcnn-box-output-margin",
-    "five-point-112",
-    "five-point-96x112",
-    "five-point-150",
-    "outer-eyes-nose-96",
-]
 _SIZES = {
     "five-point-112": (112, 112),
     "five-point-96x112": (112, 96),
@@ -87,7 +79,7 @@ def align(
     output_dir: Annotated[Path, typer.Option("--output-dir", "-o", help="Folder for the crops.")],
     *,
     recipe: Annotated[
-        _Recipe, typer.Option(help="Alignment of the model, as 'edgeface inspect' prints.")
+        CropRecipe, typer.Option(help="Alignment of the model, as 'edgeface inspect' prints.")
     ] = "mtcnn-box-margin",
     margin: Annotated[
         int | None, typer.Option(min=0, help="Margin in pixels, for mtcnn-box recipes. Default: 32.")

@@ -8,7 +8,7 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -19,7 +19,7 @@ from edgeface.files import Closing
 from edgeface.kiosk.settings import CameraSettings
 from edgeface.pipeline.motion import MotionGate, mask_of
 from edgeface.text import without_secrets
-from edgeface.vision.detector import Detector, Faces
+from edgeface.vision.detector import SMALLEST_FACE, Detector, Faces
 from edgeface.vision.image import Image
 from edgeface.vision.source import Frame, FrameSource, Opener, open_source
 
@@ -271,6 +271,11 @@ def _take(handed: queue.Queue[Image], opened: float, stop: threading.Event) -> G
             image = handed.get(timeout=_POLL)
             yield Frame(image, index, time.monotonic() - opened, BROWSER)
             index += 1
+
+
+def smallest_face(asked: int | None, cameras: Mapping[str, CameraSettings]) -> int:
+    """Return from which size on one detector looks for all cameras: what counts at any of them, not below `asked`."""
+    return max(asked or SMALLEST_FACE, min(each.min_face for each in cameras.values()))
 
 
 class ZoneDetector(Closing):

@@ -20,7 +20,7 @@ from edgeface.analyzer import FaceAnalyzer
 from edgeface.errors import InputError
 from edgeface.files import Closing
 from edgeface.gallery.records import Person, Proof
-from edgeface.kiosk.camera import BROWSER, Camera
+from edgeface.kiosk.camera import BROWSER, Camera, smallest_face
 from edgeface.kiosk.forgetting import forget_in
 from edgeface.kiosk.outcome import VisitEvent, VisitKind
 from edgeface.kiosk.publisher import EventPublisher
@@ -30,7 +30,7 @@ from edgeface.kiosk.watch import DoorWatch
 from edgeface.serve.problems import NotFound, Problem
 from edgeface.serve.service import ServedGallery, ServedModel, Service
 from edgeface.serve.settings import Name, Positive, Section, Settings
-from edgeface.vision.detector import SMALLEST_FACE, Detector
+from edgeface.vision.detector import Detector
 from edgeface.vision.image import Image
 
 _log = logging.getLogger(__name__)
@@ -314,7 +314,7 @@ class Doorkeeper(Closing):
         options, decision = model.options, section.decision
         if options.detector is None:
             raise InputError(expected="a model with a detector", found="none", remedy="name a detector")
-        least = max(options.min_size or SMALLEST_FACE, min(each.min_face for each in section.cameras.values()))
+        least = smallest_face(options.min_size, section.cameras)
         detector = self._load_detector(options.detector, device=options.device, min_size=least)
         opened.callback(detector.close)
         checker = None

@@ -20,7 +20,7 @@ from edgeface.gallery.index.live import LiveIndex
 from edgeface.gallery.keys import find_key
 from edgeface.gallery.opening import open_gallery
 from edgeface.gallery.records import detector_note
-from edgeface.kiosk.camera import Camera, CameraHealth, ZoneDetector
+from edgeface.kiosk.camera import Camera, CameraHealth, ZoneDetector, smallest_face
 from edgeface.kiosk.decision import STALE, Decider
 from edgeface.kiosk.outcome import VisitEvent
 from edgeface.kiosk.publisher import EventPublisher
@@ -28,7 +28,7 @@ from edgeface.kiosk.settings import WatchSettings
 from edgeface.kiosk.visits import Visits
 from edgeface.pipeline.pipeline import Pipeline
 from edgeface.serve.service import find_version
-from edgeface.vision.detector import SMALLEST_FACE, Faces
+from edgeface.vision.detector import Faces
 from edgeface.vision.image import Image
 from edgeface.vision.quality import QualityGate
 from edgeface.vision.source import Frame, Opener
@@ -293,7 +293,7 @@ def open_watch(settings: WatchSettings) -> Iterator[DoorWatch]:
                 find_version(model.model)[0],
                 device=model.device,
                 detector=detector,
-                min_size=max(model.min_size or SMALLEST_FACE, min(each.min_face for each in settings.cameras.values())),
+                min_size=smallest_face(model.min_size, settings.cameras),
                 liveness=checker or False,
                 cache_dir=settings.cache,
                 allow_seeded=model.allow_seeded,

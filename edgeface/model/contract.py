@@ -33,15 +33,16 @@ from edgeface.model.stored import Provenance as Provenance
 SEEDED_WARNING = "SEEDED WEIGHTS: random numbers; this model recognises no one"
 """What every output about such a model says."""
 
-AlignmentRecipe = Literal[
+CropRecipe = Literal[
     "mtcnn-box-margin",
     "mtcnn-box-output-margin",
     "five-point-112",
     "five-point-96x112",
     "five-point-150",
     "outer-eyes-nose-96",
-    "none",
 ]
+"""By which a crop is cut out of a photo."""
+AlignmentRecipe = Literal[CropRecipe, "none"]
 Method = Literal["int8-mixed", "int8-performance", "weights", "fp16", "head", "finetuned"]
 
 MIN_AGREEING_COSINE, MAX_ACCURACY_DROP = 0.97, 0.001
